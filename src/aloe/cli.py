@@ -1,0 +1,217 @@
+"""The commands. No logic lives here: each one reads its arguments, calls a room, prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from aloe.errors import AloeError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="From an open base model to an aligned, evaluated, red-teamed healthcare LLM: one recipe, one command.",
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts: OUT/<family>/<step>.")]
+Sets = Annotated[list[str], typer.Option("--set", help="Override a field: step.field=value. May be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The recipe's seed.")]
+
+
+def main() -> None:
+    """Entry point: user errors become one message and exit code 2, an interrupt 130; our bugs keep their traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except AloeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished steps are kept; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _load(recipe: Path, sets: list[str], seed: int | None) -> Any:
+    from aloe.recipe import Recipe
+
+    return Recipe.load(recipe, [*sets, *([f"seed={seed}"] if seed is not None else [])])
+
+
+@app.command()
+def run(
+    recipe: Path,
+    steps: Annotated[list[str] | None, typer.Argument(help="Steps to make, with what they need. Default: all.")] = None,
+    out: Out = Path("out"),
+    set_: Sets = [],
+    seed: Seed = None,
+    redo: Annotated[list[str], typer.Option("--redo", help="Make this step anew though it is fresh.")] = [],
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe: what is fresh is kept, the rest is made."""
+    from aloe.run.launch import launch
+    from aloe.run.progress import Console
+    from aloe.run.summary import print_result
+
+    loaded = _load(recipe, set_, seed)
+    overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
+    result = launch(loaded, out=out, steps=steps or (), redo=redo, overrides=overrides, console=Console(quiet))
+    if not quiet:
+        print_result(loaded, result)
+
+
+@app.command()
+def plan(
+    recipe: Path,
+    out: Out = Path("out"),
+    set_: Sets = [],
+    seed: Seed = None,
+    full: Annotated[bool, typer.Option("--full", help="Write out the recipe with every default.")] = False,
+) -> None:
+    """What would run, what is fresh, and why; tokens, memory and time where they can be estimated."""
+    from aloe.run.summary import print_plan
+
+    loaded = _load(recipe, set_, seed)
+    if full:
+        print(loaded.dump(loaded.order), end="")
+        return
+    print_plan(loaded, out)
+
+
+@app.command()
+def show(
+    artifact: Path, full: Annotated[bool, typer.Option("--full", help="The whole manifest as JSON.")] = False
+) -> None:
+    """Show an artifact: what it is, what made it from what, its rows and results."""
+    from aloe.run.store import read_artifact
+    from aloe.run.summary import print_artifact
+
+    found = read_artifact(artifact.resolve())
+    if full:
+        print(json.dumps(found.manifest, indent=1, ensure_ascii=False))
+    else:
+        print_artifact(found)
+
+
+@app.command()
+def verify(artifact: Path) -> None:
+    """Recompute digests, summary tables and a sampled merged tensor; exit code 1 when anything differs."""
+    from aloe.release.verify import verify_artifact
+    from aloe.run.summary import print_findings
+
+    if not print_findings(artifact, verify_artifact(artifact.resolve())):
+        raise SystemExit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, device, memory, disk, packaged models and a check of their chat templates."""
+    from aloe.run.doctor import print_doctor
+
+    if not print_doctor():
+        raise SystemExit(1)
+
+
+@app.command()
+def models() -> None:
+    """Models that are available without a network."""
+    from aloe.run.doctor import packaged_models
+
+    for line in packaged_models():
+        print(line)
+
+
+@app.command()
+def ask(
+    model: str,
+    question: str,
+    strategy: Annotated[str, typer.Option(help="direct, or cot to reason first.")] = "direct",
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Ask a model one question and print its answer."""
+    from aloe.run.talk import answer_once
+
+    print(answer_once(model, question, strategy, max_new_tokens, temperature, seed))
+
+
+@app.command()
+def chat(
+    model: str,
+    system: str = "",
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> None:
+    """Talk with a model in the terminal. An empty line or Ctrl-D ends it."""
+    from aloe.run.talk import chat_loop
+
+    chat_loop(model, system, max_new_tokens, temperature, seed)
+
+
+@app.command()
+def report(
+    artifact: Path, out: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None
+) -> None:
+    """Write one self-contained HTML page about an artifact."""
+    from aloe.report.page import write_report
+
+    name = artifact.name if artifact.name else artifact.resolve().name
+    print(write_report(artifact.resolve(), out or Path(f"{name}.html")))
+
+
+def _verb_command(verb: str) -> None:
+    """`aloe VERB`: a one-step recipe, built and run. There is one path through the code."""
+    name = verb.replace("_", "-")
+
+    @app.command(name=name, help=f"Run `{verb}` alone: parameters from a YAML file and key=value pairs.")
+    def alone(
+        parameters: Annotated[list[str] | None, typer.Argument(help="A YAML file, or key=value (YAML values).")] = None,
+        out: Out = Path("out"),
+        licence: Annotated[str, typer.Option(help="Licence of what is made.")] = "cc-by-nc-4.0",
+        seed: int = 0,
+        family: Annotated[str, typer.Option(help="Names the folder below OUT.")] = name,
+        quiet: Quiet = False,
+    ) -> None:
+        from aloe.recipe import Recipe
+        from aloe.run.execute import run_recipe
+        from aloe.run.progress import Console
+
+        values: dict[str, Any] = {}
+        for part in parameters or []:
+            values |= _parameters(part)
+        recipe = Recipe.parse({"family": family, "licence": licence, "seed": seed, "steps": {name: {verb: values}}})
+        result = run_recipe(recipe, out=out, console=Console(quiet))
+        print(result.root / name)
+
+
+def _parameters(part: str) -> dict[str, Any]:
+    key, sign, text = part.partition("=")
+    if not sign:
+        path = Path(part)
+        if not path.exists():
+            raise AloeError(f"{part!r} is neither key=value nor a YAML file", fix="for example lr=2e-5 or merge.yaml")
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(loaded, dict):
+            raise AloeError("expected a map of parameters", where=str(path))
+        return loaded
+    from aloe.recipe import read_value
+
+    value = read_value(text)
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+for _verb in ("curate", "synthesize", "sft", "merge", "dpo", "red_team_pairs", "evaluate", "red_team"):
+    _verb_command(_verb)

@@ -1,0 +1,56 @@
+"""Content digests: canonical JSON, files and folders. All BLAKE2b with 16 bytes, written as 32 hex digits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, UTF-8 as is. NaN and infinities are refused."""
+    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} has no canonical form")
+    return value
+
+
+def digest_json(value: Any) -> str:
+    """Digest of `canonical_json(value)`."""
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=16).hexdigest()
+
+
+def digest_text(text: str) -> str:
+    """Digest of a text's UTF-8 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's bytes, read in 4 MiB pieces."""
+    state = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 22):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted by its relative path; symbolic links are followed."""
+    return sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())
+
+
+def digest_tree(files: Mapping[str, str]) -> str:
+    """Digest of {relative path: file digest}: the content digest of a folder."""
+    return digest_json(dict(files))

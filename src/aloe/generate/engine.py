@@ -1,0 +1,95 @@
+"""The engine protocol: the one way the project asks a model for text or for log-likelihoods.
+
+Implementations: `local.py` (transformers on this machine), `mock.py` (deterministic, for tests); any other backend
+fits behind the same two methods. Replies come back in the order of the requests. A request that fails yields a reply
+whose `error` is set and whose `finish_reason` is "error"; it is never silently an empty answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from aloe.records import Message
+
+FinishReason = Literal["stop", "length", "error"]
+Tick = Callable[[int, int], None]  # (requests finished, tokens processed) since the last call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to draw. `temperature` 0 is greedy. `max_new_tokens` bounds the reply, end-of-turn included."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Ask for one assistant turn after `messages`.
+
+    `key` names the request in reports and keys its randomness together with `seed`: the same (model, messages,
+    sampling, seed, key) draws the same text in any batch. `prefill` is the start of the assistant's own turn;
+    the reply's text does not repeat it.
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    prefill: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """`logprob` is the sum over the generated tokens under the model at temperature 1, end-of-turn included."""
+
+    key: str
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    logprob: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """Score each continuation as the start of the assistant's turn after `messages` (+ `prefill`).
+
+    With `end_turn` the end-of-turn token is scored as part of every continuation.
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    continuations: tuple[str, ...]
+    prefill: str = ""
+    end_turn: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Per continuation: summed log-probability (nats), its token count, and whether greedy decoding would give it."""
+
+    key: str
+    logprobs: tuple[float, ...]
+    token_counts: tuple[int, ...]
+    greedy: tuple[bool, ...]
+    prompt_tokens: int
+    error: str | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model that answers. `model_digest` and `template_digest` go into every protocol record and ledger key."""
+
+    name: str
+    model_digest: str
+    template_digest: str
+
+    def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]: ...
+
+    def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]: ...

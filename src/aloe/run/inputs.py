@@ -1,0 +1,117 @@
+"""What a reference outside the recipe points to, and its digest: models, starter sets, data files, hub data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from aloe.contract import Ref
+from aloe.digests import digest_file, digest_json, digest_tree, files_in
+from aloe.errors import AloeError
+from aloe.models.sources import ModelSource, cached_model_folder, digest_model, folder_licence, materialise, resolve
+
+
+@dataclass(frozen=True)
+class Resource:
+    """An input from outside. `digest` is None while it is not on this machine yet (a hub id before its fetch)."""
+
+    ref: str
+    kind: Literal["model", "rows"]
+    digest: str | None
+    licence: str
+    origin: str
+    path: Path | None = None
+    model: ModelSource | None = None
+
+    def fetch(self) -> Resource:
+        """The same input on local disk with its digest; converts or fetches where needed."""
+        if self.kind == "model":
+            assert self.model is not None
+            folder = materialise(self.model)
+            licence = self.licence if self.licence != "unknown" else folder_licence(folder)
+            return Resource(self.ref, "model", digest_model(folder), licence, self.origin, folder, self.model)
+        if self.path is None:
+            return fetch_rows(self.ref)
+        return self
+
+
+def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
+    """Resolve a reference that names no step. Nothing is fetched or converted here.
+
+    Raises:
+        AloeError: it names nothing; the message lists what it could be.
+    """
+    if mark.resource == "model":
+        source = resolve(ref, near)
+        return Resource(ref, "model", _known_digest(source), source.licence, _origin(source), source.path, source)
+    if ref.startswith("starter/"):
+        from importlib.resources import files
+
+        folder = Path(str(files("aloe") / "starter"))
+        path = folder / f"{ref.removeprefix('starter/')}.jsonl"
+        if not path.exists():
+            names = ", ".join(f"starter/{p.stem}" for p in sorted(folder.glob("*.jsonl")))
+            raise AloeError(f"no starter set {ref!r}", fix=f"starter sets: {names}")
+        return Resource(ref, "rows", digest_file(path), "cc0-1.0", "starter data", path)
+    for base in (Path.cwd(), near):
+        found = (base / ref) if base else None
+        if found is not None and found.exists():
+            return Resource(ref, "rows", _digest_rows(found), "unknown", "file", found)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)*", ref) and not re.search(
+        r"\.(jsonl|parquet|csv|gz)$", ref
+    ):
+        return Resource(ref, "rows", None, "unknown", "hub")
+    raise AloeError(
+        f"no rows {ref!r}: neither a step of the recipe, a starter set nor a file that exists",
+        fix="check the path (read from the working directory, then from the recipe's folder); "
+        "a hub data set looks like org/name or org/name@revision",
+    )
+
+
+def fetch_rows(ref: str) -> Resource:
+    """Fetch a hub data set (`org/name@revision:config:split`) into a Parquet file in the cache."""
+    from aloe.models.sources import cache_home
+
+    name, *rest = ref.split(":")
+    name, _, revision = name.partition("@")
+    config, split = [*rest, "", ""][:2]
+    target = cache_home() / "rows" / f"{digest_json(ref)[:16]}.parquet"
+    if not target.exists():
+        from datasets import load_dataset
+
+        try:
+            data = load_dataset(name, config or None, split=split or "train", revision=revision or None)
+        except Exception as cause:
+            reason = str(cause).splitlines()[0] if str(cause) else ""
+            raise AloeError(
+                f"can't fetch the data set {ref}: {type(cause).__name__}: {reason}",
+                fix="check the id, the network and HF_TOKEN, or name a local JSON Lines or Parquet file instead",
+            ) from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_suffix(".part")
+        data.to_parquet(str(aside))
+        aside.replace(target)
+    return Resource(ref, "rows", digest_file(target), "unknown", "hub", target)
+
+
+def _digest_rows(path: Path) -> str:
+    if path.is_file():
+        return digest_file(path)
+    return digest_tree({p.relative_to(path).as_posix(): digest_file(p) for p in files_in(path)})
+
+
+def _known_digest(source: ModelSource) -> str | None:
+    """The digest when the weights are already a folder here, without converting or fetching."""
+    folder = cached_model_folder(source)
+    return digest_model(folder) if folder else None
+
+
+def _origin(source: ModelSource) -> str:
+    return {
+        "packaged": f"packaged model {source.name}",
+        "folder": "folder",
+        "gguf": "GGUF file",
+        "hub": f"hub {source.name}@{source.revision}",
+    }[source.kind]

@@ -1,0 +1,49 @@
+"""Where the steps of a run are executed: in this process, or each in a fresh one.
+
+`process` gives all memory back between steps and keeps a crash in native code from taking the run down with it. The
+store is the only channel between the processes, so both ways write the same artifacts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aloe.errors import AloeError
+from aloe.run.execute import RunResult, run_recipe, wanted_steps
+from aloe.run.progress import Console
+
+
+def launch(
+    recipe: Any,
+    *,
+    out: str | Path = "out",
+    steps: Sequence[str] = (),
+    redo: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> RunResult:
+    """Run as the recipe's `launch.via` says."""
+    if recipe.head.launch.via == "here":
+        return run_recipe(recipe, out=out, steps=steps, redo=redo, console=console)
+    if recipe.path is None:
+        raise AloeError("launch.via: process needs a recipe file", fix="save the recipe, or use launch.via: here")
+    for name in wanted_steps(recipe, steps):
+        command = [sys.executable, "-m", "aloe", "run", str(recipe.path), name, "--out", str(out), "--quiet"]
+        # The child must run its one step itself, not launch again.
+        for assignment in [*overrides, "launch.via=here"]:
+            command += ["--set", assignment]
+        if name in redo:
+            command += ["--redo", name]
+        (console or Console()).line(f"{name}: in its own process")
+        done = subprocess.run(command, check=False)
+        if done.returncode != 0:
+            raise AloeError(
+                f"step {name} ended with exit code {done.returncode}",
+                where=recipe.line("steps", name),
+                fix="its message stands above; finished steps are kept",
+            )
+    return run_recipe(recipe, out=out, steps=steps, console=Console(quiet=True))

@@ -1,0 +1,223 @@
+"""Artifacts on disk: written aside, fsynced, renamed; found by fingerprint; refused when half-written or edited.
+
+    out/<family>/<step>                 symbolic link: the current artifact of that step, in words
+    out/<family>/.store/<verb>-<fp>/    every artifact ever made, addressed by its fingerprint
+    out/<family>/.store/tmp-*           being written; never read, swept by the next run
+    out/<family>/.cache/                request ledger and reference caches
+
+A folder without a valid manifest is not an artifact.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aloe.digests import digest_file, digest_json, digest_tree, files_in
+from aloe.errors import AloeError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder and its manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def content_digest(self) -> str:
+        return str(self.manifest["content_digest"])
+
+
+class Store:
+    """The artifacts of one family below `root` (`out/<family>`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / ".store"
+        self.cache = root / ".cache"
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def path_of(self, verb: str, fingerprint: str) -> Path:
+        return self.folder / f"{verb}-{fingerprint[:16]}"
+
+    def find(self, verb: str, fingerprint: str) -> Artifact | None:
+        """The artifact with this fingerprint, or None. Its files are checked, by size and time or by digest.
+
+        Raises:
+            AloeError: it exists and a file was edited, or is missing, since it was written.
+        """
+        path = self.path_of(verb, fingerprint)
+        if not (path / MANIFEST).exists():
+            return None
+        artifact = read_artifact(path)
+        if artifact.fingerprint != fingerprint:
+            raise AloeError(
+                "the manifest states another fingerprint than the folder's name",
+                where=str(path),
+                fix="delete the folder; the next run makes it anew",
+            )
+        self.check(artifact)
+        return artifact
+
+    def current(self, step: str) -> Artifact | None:
+        """What `out/<family>/<step>` points to, unchecked; None when there is nothing (valid)."""
+        path = self.root / step
+        return read_artifact(path.resolve()) if (path / MANIFEST).exists() else None
+
+    def check(self, artifact: Artifact) -> None:
+        """Every file as the manifest says. A file whose size, time and inode were seen before isn't read again."""
+        seen = self._read_stats()
+        fresh = dict(seen)
+        for name, entry in artifact.manifest["files"].items():
+            path = artifact.path / name
+            if not path.exists():
+                raise _edited(artifact, f"file {name} is missing")
+            stat = path.stat()
+            key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+            digest = seen.get(key) or digest_file(path)
+            fresh[key] = digest
+            if digest != entry["digest"]:
+                raise _edited(artifact, f"file {name} was changed after it was written")
+        if fresh != seen:
+            self._write_stats(fresh)
+
+    def _read_stats(self) -> dict[str, str]:
+        path = self.cache / "stats.json"
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _write_stats(self, stats: dict[str, str]) -> None:
+        self.cache.mkdir(parents=True, exist_ok=True)
+        write_aside(self.cache / "stats.json", json.dumps(stats))
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One run at a time per family; a kill releases it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise AloeError(
+                    "another run is writing here",
+                    where=str(self.root),
+                    fix="wait for it, or give this one its own --out",
+                ) from None
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        for left in self.folder.glob("tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def begin(self, step: str) -> Path:
+        """A temporary folder for a step's output."""
+        return Path(tempfile.mkdtemp(prefix=f"tmp-{step}-", dir=self.folder))
+
+    def finish(self, folder: Path, verb: str, step: str, manifest: dict[str, Any]) -> Artifact:
+        """Digest, write the manifest, fsync all, rename into place, point the step's name to it."""
+        files = {
+            p.relative_to(folder).as_posix(): {"digest": digest_file(p), "bytes": p.stat().st_size}
+            for p in files_in(folder)
+        }
+        content = {name: str(f["digest"]) for name, f in files.items() if not name.startswith("logs/")}
+        manifest = {**manifest, "format": FORMAT, "files": files, "content_digest": digest_tree(content)}
+        manifest["manifest_digest"] = digest_json(manifest)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        for path in files_in(folder):
+            _fsync(path)
+        target = self.path_of(verb, manifest["fingerprint"])
+        if target.exists():  # an earlier attempt without a valid manifest, or one that was edited
+            aside = self.folder / f"tmp-replaced-{target.name}"
+            os.replace(target, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        os.chmod(folder, 0o755)  # mkdtemp's 0700 would keep colleagues out
+        os.replace(folder, target)
+        _fsync(self.folder)
+        artifact = Artifact(target, manifest)
+        self.point(step, artifact)
+        return artifact
+
+    def point(self, step: str, artifact: Artifact) -> None:
+        """Make `out/<family>/<step>` name this artifact, atomically."""
+        link = self.root / step
+        if link.is_symlink() and link.resolve() == artifact.path.resolve():
+            return
+        aside = self.root / f".{step}.new"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(artifact.path.relative_to(self.root), target_is_directory=True)
+        os.replace(aside, link)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read a folder's manifest; refuse one that is torn or was edited. Files aren't checked here."""
+    where = path / MANIFEST
+    try:
+        manifest = json.loads(where.read_text())
+        stated = manifest.pop("manifest_digest")
+        if digest_json(manifest) != stated:
+            raise AloeError(
+                "the manifest was changed after it was written",
+                where=str(where),
+                fix="restore it, or delete the folder and run the recipe again",
+            )
+        manifest["manifest_digest"] = stated
+    except FileNotFoundError:
+        raise AloeError(
+            "no manifest.json: not an artifact",
+            where=str(path),
+            fix="name a folder that a recipe's step wrote (out/<family>/<step>)",
+        ) from None
+    except (ValueError, KeyError):
+        raise AloeError(
+            "the manifest is damaged", where=str(where), fix="restore it, or delete the folder and run the recipe again"
+        ) from None
+    return Artifact(path, manifest)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Replace a small file in one step: a reader sees the old text or the new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(name, path)
+
+
+def _edited(artifact: Artifact, what: str) -> AloeError:
+    step = artifact.manifest.get("step", "?")
+    return AloeError(
+        what,
+        where=str(artifact.path),
+        fix=f"restore the file, or make the artifact anew with: aloe run RECIPE --redo {step}",
+    )
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,54 @@
+"""`aloe ask` and `aloe chat`: talk with any model a recipe could name, through the same template and engine."""
+
+from __future__ import annotations
+
+from aloe.generate.engine import Request, Sampling
+from aloe.generate.local import LocalEngine
+from aloe.models.load import load
+from aloe.models.sources import digest_model, materialise, resolve
+from aloe.records import Message
+
+NOTICE = "For research. Not a medical device: not for diagnosis, treatment or any decision about a patient."
+
+
+def open_engine(model: str) -> LocalEngine:
+    """A local engine over a packaged name, folder, GGUF file or hub id."""
+    folder = materialise(resolve(model))
+    return LocalEngine(load(folder), model, digest_model(folder))
+
+
+def answer_once(model: str, question: str, strategy: str, max_new_tokens: int, temperature: float, seed: int) -> str:
+    """One question, one answer."""
+    from aloe.prompting.library import load_prompt
+
+    messages: list[Message] = [{"role": "user", "content": question}]
+    if strategy != "direct":
+        prompt = load_prompt(strategy)
+        messages = [{"role": "user", "content": prompt.user.replace("{question}", question)}]
+        if prompt.system:
+            messages.insert(0, {"role": "system", "content": prompt.system})
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+    [reply] = open_engine(model).generate([Request(key="ask", messages=tuple(messages), sampling=sampling, seed=seed)])
+    return reply.text.strip() if reply.error is None else f"[{reply.error}]"
+
+
+def chat_loop(model: str, system: str, max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Read a line, answer, remember, until an empty line."""
+    engine = open_engine(model)
+    print(f"{NOTICE}\nAn empty line ends the conversation.")
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    turn = 0
+    while True:
+        try:
+            text = input("you> ").strip()
+        except EOFError:
+            return
+        if not text:
+            return
+        messages.append({"role": "user", "content": text})
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        [reply] = engine.generate([Request(key=f"turn-{turn}", messages=tuple(messages), sampling=sampling, seed=seed)])
+        answer = reply.text.strip() or f"[no text: {reply.error or reply.finish_reason}]"
+        print(f"model> {answer}")
+        messages.append({"role": "assistant", "content": answer})
+        turn += 1
