@@ -287,6 +287,9 @@ def _build(cls: type[Any], values: Any, where: _Where, path: LinePath, label: st
         raise AloeError(f"{label} takes a map of parameters, found {type(values).__name__}", where=where(*path))
     try:
         return cls.model_validate(values)
+    except AloeError as cause:  # a step's own check of what its parameters mean together
+        inner = [part for part in (cause.where or "").split(".")[1:] if part]
+        raise AloeError(f"{label}: {cause.what}", where=where(*path, *inner), fix=cause.fix) from None
     except ValidationError as error:
         problem = error.errors()[0]
         loc = tuple(p for p in problem["loc"] if p != "[key]")

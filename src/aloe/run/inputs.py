@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
         found = (base / ref) if base else None
         if found is not None and found.exists():
             return Resource(ref, "rows", _digest_rows(found), "unknown", "file", found)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)*", ref) and not re.search(
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]*){0,2}", ref) and not re.search(
         r"\.(jsonl|parquet|csv|gz)$", ref
     ):
         return Resource(ref, "rows", None, "unknown", "hub")
@@ -71,13 +72,14 @@ def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
 
 
 def fetch_rows(ref: str) -> Resource:
-    """Fetch a hub data set (`org/name@revision:config:split`) into a Parquet file in the cache."""
+    """Fetch a hub data set (`org/name@revision:config:split`) into a Parquet file in the cache, with its licence."""
     from aloe.models.sources import cache_home
 
     name, *rest = ref.split(":")
     name, _, revision = name.partition("@")
     config, split = [*rest, "", ""][:2]
     target = cache_home() / "rows" / f"{digest_json(ref)[:16]}.parquet"
+    about = target.with_suffix(".json")
     if not target.exists():
         from datasets import load_dataset
 
@@ -90,10 +92,22 @@ def fetch_rows(ref: str) -> Resource:
                 fix="check the id, the network and HF_TOKEN, or name a local JSON Lines or Parquet file instead",
             ) from None
         target.parent.mkdir(parents=True, exist_ok=True)
+        about.write_text(json.dumps({"ref": ref, "licence": _stated_licence(name)}))
         aside = target.with_suffix(".part")
         data.to_parquet(str(aside))
         aside.replace(target)
-    return Resource(ref, "rows", digest_file(target), "unknown", "hub", target)
+    return Resource(ref, "rows", digest_file(target), json.loads(about.read_text())["licence"], "hub", target)
+
+
+def _stated_licence(name: str) -> str:
+    """The licence that a hub data set's card states. `unknown` where it states none: a release then asks for it."""
+    from huggingface_hub import DatasetCard
+
+    try:
+        stated = DatasetCard.load(name).data.to_dict().get("license", "unknown")
+    except Exception:  # no card, or no network for it: the rows are here, only their licence isn't known
+        return "unknown"
+    return str(stated[0] if isinstance(stated, list) else stated).lower()
 
 
 def _digest_rows(path: Path) -> str:
