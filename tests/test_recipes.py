@@ -12,6 +12,7 @@ from aloe.cli import app
 from aloe.recipe import Recipe
 from aloe.run.plan import plan
 from aloe.run.store import Store
+from aloe.steps import VERBS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -22,7 +23,7 @@ def test_there_are_the_demo_and_three_of_the_papers_bases() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipe_is_valid_and_can_be_planned_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_can_be_planned_offline(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     recipe = Recipe.load(path)
     planned = plan(recipe, Store(tmp_path / recipe.head.family))
@@ -33,7 +34,7 @@ def test_recipe_is_valid_and_can_be_planned_offline(path: Path, tmp_path: Path, 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_goes_through_every_chapter(path: Path) -> None:
     verbs = [s.verb for s in Recipe.load(path).steps.values()]
-    assert {"curate", "synthesize", "sft", "merge", "dpo", "red_team_pairs", "evaluate", "red_team", "release"} <= set(verbs)
+    assert set(VERBS) <= set(verbs)
     assert verbs.count("dpo") >= 2
 
 

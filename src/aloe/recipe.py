@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aloe.contract import Ref, Step, references
 from aloe.errors import AloeError
-from aloe.release.licence import LICENCES
+from aloe.release.licence import LICENCES, known
 from aloe.steps import VERBS
 
 LinePath = tuple[str | int, ...]
@@ -99,7 +99,7 @@ class Recipe:
                 where=where("family"),
                 fix="use letters, digits, '.', '_' and '-'",
             )
-        if head.licence not in LICENCES:
+        if not known(head.licence):
             raise AloeError(
                 f"unknown licence {head.licence!r}{_nearest(head.licence, LICENCES)}",
                 where=where("licence"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import Field
 
 from aloe import recipe as recipe_module
 from aloe.contract import Context, DialoguesRef, EvidenceRef, Kind, ModelRef, Params, RowsRef, Step
@@ -19,7 +20,7 @@ class Source(Step):
     version: ClassVar[int] = 1
     makes: ClassVar[Kind] = "dialogues"
     text: str = "a"
-    files: list[RowsRef] = []
+    files: list[RowsRef] = Field(default_factory=list)
 
     def run(self, ctx: Context) -> dict[str, Any]:
         RUNS.append(ctx.name)
@@ -37,7 +38,7 @@ class Knobs(Params):
     """A nested group."""
 
     beta: float = 0.1
-    names: list[str] = []
+    names: list[str] = Field(default_factory=list)
 
 
 class Train(Step):
@@ -70,7 +71,7 @@ class Judge(Step):
     makes: ClassVar[Kind] = "release"
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed", "licence")
     model: ModelRef
-    evidence: list[EvidenceRef] = []
+    evidence: list[EvidenceRef] = Field(default_factory=list)
 
     def run(self, ctx: Context) -> dict[str, Any]:
         RUNS.append(ctx.name)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aloe.contract import Step, references
+from aloe.contract import Ref, Step, references
 from aloe.errors import AloeError
 from aloe.run.inputs import Resource, open_resource
 from aloe.run.plan import StepPlan
@@ -21,6 +21,11 @@ from aloe.run.store import Store
 
 SHARE = 0.5  # of the measured float32 matrix speed
 ADAM_BYTES = 16  # float32 weights, gradients and two moments, per parameter
+MERGE_SECONDS = 1e-7  # per parameter, of three models on one core
+# Tokens, as the starter data has them: a question with options, a request, rows of training, a written explanation.
+QUESTION, REQUEST = 95, 60
+TOKENS_OF = {"sft": 130, "dpo": 220, "synthesize": 400, "red_team": REQUEST, "red_team_pairs": REQUEST}
+ROWS = Ref((), "rows")
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,46 @@ def _by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
         (_parameters(recipe, name, ref) for _, ref, mark in references(step) if mark.resource == "model"), default=0
     )
     values = step.model_dump(mode="json")
-    rows = _rows(recipe, step, values)
-    if step.makes == "model" and step.verb != "merge":
-        tokens = int(rows * values.get("epochs", 1) * (400 if step.verb == "dpo" else 250))
-        return Guess(
-            tokens, 6 * size * tokens / _flops() if size else 0.0, size * ADAM_BYTES / 1e9 + 1.0 if size else 0.0
-        )
     if step.verb == "merge":
-        return Guess(0, size * 4 * 3 / 2e8, 1.0)
-    if step.verb in ("evaluate", "red_team", "red_team_pairs", "synthesize"):
-        models = len(values.get("models", [0]))
-        tokens = int(rows * models * 300)
-        return Guess(tokens, 2 * size * tokens / _flops() if size else 0.0, size * 4 / 1e9 + 1.0 if size else 0.0)
+        return Guess(0, size * MERGE_SECONDS, 1.0)
+    if step.makes == "model":
+        tokens = int(_rows(recipe, step, values) * values["epochs"] * TOKENS_OF[step.verb])
+        return _work(tokens, 6, size, ADAM_BYTES)
+    if step.verb == "evaluate":
+        tokens = sum(_benchmark(recipe, spec) for spec in values["benchmarks"].values()) * len(values["models"])
+        return _work(tokens, 2, size, 4)
+    if step.verb in TOKENS_OF:
+        rows = _rows(recipe, step, values) * len(values.get("models", [0])) * len(values.get("styles", [0]))
+        tokens = rows * (TOKENS_OF[step.verb] + values["max_new_tokens"]) * values.get("tries", 1)
+        return _work(tokens, 2, size, 4)
     return Guess()
+
+
+def _work(tokens: int, flops_a_token: int, size: int, bytes_a_parameter: int) -> Guess:
+    """Nothing but tokens is known when the model's size isn't."""
+    if not size:
+        return Guess(tokens)
+    return Guess(tokens, flops_a_token * size * tokens / _flops(), size * bytes_a_parameter / 1e9 + 1.0)
+
+
+def _benchmark(recipe: Any, spec: Mapping[str, Any]) -> int:
+    """Tokens of one benchmark for one model: prompts in every order, shots, and replies."""
+    items = spec["limit"] or _file_rows(recipe, spec["data"])
+    reply = spec["max_new_tokens"] or 160
+    if spec["protocol"] == "likelihood":
+        return items * QUESTION * (spec["rotations"] or 4)
+    if spec["protocol"] != "generated":
+        return items * (REQUEST + reply)
+    members, shots = spec["members"] or 5, spec["shots"] or 5
+    per_strategy = {
+        "direct": QUESTION + reply,
+        "cot": QUESTION + reply,
+        "self_consistency": members * (QUESTION + reply),
+        "medprompt": shots * 2 * QUESTION + members * (QUESTION + reply),
+    }
+    return items * sum(
+        per_strategy.get(s, (shots * 2 + 1) * QUESTION + reply) for s in spec["strategies"] or ["direct"]
+    )
 
 
 def _parameters(recipe: Any, name: str, ref: str, depth: int = 0) -> int:
@@ -102,21 +134,28 @@ def _tensor_sizes(path: Path) -> int:
 
 
 def _rows(recipe: Any, step: Step, values: Mapping[str, Any]) -> int:
+    """Rows a step handles: its own limit, else what its files hold; 0 for rows that are yet to be made."""
     limits = [values[k] for k in ("max_rows", "max_pairs", "limit", "rows") if isinstance(values.get(k), int)]
     if limits:
         return int(min(limits))
-    total = 0
-    for _, ref, mark in references(step):
-        if mark.resource != "rows" or ref in recipe.steps:
-            continue
-        try:
-            path = open_resource(ref, mark, recipe.near).path
-        except AloeError:
-            continue
-        if path is not None and path.suffix == ".jsonl":
-            with open(path, "rb") as handle:
-                total += sum(1 for _ in handle)
-    return total
+    return sum(
+        _file_rows(recipe, ref)
+        for field, ref, mark in references(step)
+        if mark.resource == "rows" and not field.startswith("benign")
+    )
+
+
+def _file_rows(recipe: Any, ref: str) -> int:
+    if ref in recipe.steps:
+        return 0
+    try:
+        path = open_resource(ref, ROWS, recipe.near).path
+    except AloeError:
+        return 0
+    if path is None or path.suffix != ".jsonl":
+        return 0
+    with open(path, "rb") as handle:
+        return sum(1 for _ in handle)
 
 
 @cache

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,7 @@ class _Runner:
             "ledger": context.ledgers,
             "tokens": context.tokens,
             "summary": summary,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_seconds": round(meter.seconds, 3),
             "peak_memory_bytes": meter.peak_bytes,
             "energy": None,  # no meter on this machine; the release computes it from stated power, or says unknown

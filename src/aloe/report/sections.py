@@ -1,0 +1,380 @@
+"""What was measured, and what it rests on: scores, red team, risks, inputs, digests. Evidence in, plain values out.
+
+A section is None (or empty) when its evidence is absent, and a figure that isn't there stays None: the templates write
+"not measured" and "unknown", never a zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from aloe.report.charts import Curve, Dot, curves, dots, ticks
+from aloe.report.evidence import Evidence, Made, outside
+
+HEADLINE = ("accuracy", "over_refusal", "attack_success", "nll_byte")
+ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better"}
+Palette = Mapping[str, int]
+
+
+def palette(evidence: Evidence) -> dict[str, int]:
+    """A colour's number for every model measured, in the order in which they were named: the same in all charts."""
+    names: list[str] = []
+    for file in ("scores.json", "red_team.json"):
+        for step in evidence.speaking():
+            names += _in_order(step, (_json(step, file) or {}).get("models", ()))
+    return {name: at for at, name in enumerate(dict.fromkeys(names))}
+
+
+def _json(step: Made, name: str) -> Any:
+    return step.shelf.json(name) if step.shelf is not None else None
+
+
+# -- head ---------------------------------------------------------------------------------------------------------
+
+
+def header(evidence: Evidence) -> dict[str, Any]:
+    """Title and the facts under it, as (label, text)."""
+    m = evidence.manifest
+    summary, code, machine = m.get("summary", {}), m.get("code", {}), m.get("machine", {})
+    family = _family(evidence)
+    commit = str(code.get("commit", ""))[:12]
+    version = " ".join(x for x in (f"aloe {code['aloe']}" if "aloe" in code else "", commit) if x)
+    facts = [
+        ("made by", f"step {m['step']}, verb {m['verb']}" + (f" version {m['version']}" if "version" in m else "")),
+        ("kind", m["kind"]),
+        ("model", m.get("parameters", {}).get("model") if m["kind"] == "release" else None),
+        ("licence", summary.get("licence")),
+        ("seed", m.get("seed")),
+        ("code", version + (" with uncommitted changes" if code.get("dirty") else "") if version else None),
+        ("machine", _machine(machine)),
+        ("begun", m.get("started")),
+        ("finished", m.get("finished")),
+        ("fingerprint", str(m.get("fingerprint", ""))[:16]),
+        ("content digest", str(m.get("content_digest", ""))[:16]),
+    ]
+    return {
+        "family": family,
+        "title": family or m["step"],
+        "step": m["step"],
+        "kind": m["kind"],
+        "facts": [(label, str(value)) for label, value in facts if value not in (None, "")],
+    }
+
+
+def _family(evidence: Evidence) -> str | None:
+    """Stated by a release; else the folder that the store lies in; else unknown."""
+    summary = evidence.manifest.get("summary", {})
+    if evidence.manifest["kind"] == "release" and isinstance(summary.get("name"), str):
+        return str(summary["name"])
+    store = evidence.folder.resolve().parent
+    return store.parent.name if store.name == ".store" else None
+
+
+def _machine(machine: Mapping[str, Any]) -> str | None:
+    parts = [
+        machine.get("processor"),
+        f"{machine['cores']} cores" if "cores" in machine else None,
+        f"{machine['memory_gb']} GB" if "memory_gb" in machine else None,
+        *machine.get("gpus", ()),
+        machine.get("system"),
+        f"Python {machine['python']}" if "python" in machine else None,
+    ]
+    return ", ".join(str(p) for p in parts if p) or None
+
+
+# -- scores -------------------------------------------------------------------------------------------------------
+
+
+def scores(evidence: Evidence, colours: Palette) -> list[dict[str, Any]]:
+    """One entry per scores artifact: tables of headline and further metrics, charts, comparisons."""
+    found = []
+    for step in evidence.speaking():
+        table = _json(step, "scores.json")
+        if not table:
+            continue
+        records = list(table.get("scores", ()))
+        models = list(dict.fromkeys([*table.get("models", ()), *(r["model"] for r in records)]))
+        columns = _columns(records)
+        head = [c for c in columns if c["metric"] in HEADLINE]
+        head.sort(key=lambda c: HEADLINE.index(c["metric"]))
+        entry = {
+            "step": step.name,
+            "models": models,
+            "head": head,
+            "more": [c for c in columns if c["metric"] not in HEADLINE],
+            "charts": [(c, _score_chart(c, models, colours)) for c in head],
+            "votes": [(c, chart) for c in head if (chart := _vote_chart(c, models, colours))],
+            "comparisons": _comparisons(step, records),
+        }
+        found.append(entry)
+    return found
+
+
+def _columns(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One column per benchmark, metric and protocol: scores under different protocols never share one."""
+    columns: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for r in records:
+        key = (str(r["benchmark"]), str(r["metric"]), str(r["protocol"]))
+        if key not in columns:
+            columns[key] = {
+                "benchmark": key[0],
+                "metric": key[1],
+                "protocol": key[2],
+                "strategy": str(r.get("strategy") or ""),
+                "better": ARROWS.get(str(r.get("better")), ""),
+                "unit": str(r.get("unit", "share")),
+                "cells": {},
+            }
+        columns[key]["cells"][str(r["model"])] = dict(r)
+    return list(columns.values())
+
+
+def _score_chart(column: Mapping[str, Any], models: Sequence[str], colours: Palette) -> Markup:
+    cells, share = column["cells"], column["unit"] == "share"
+    rows = [_score_dot(m, cells[m], colours) for m in models if m in cells]
+    top = max([r.high if r.high is not None else r.value or 0.0 for r in rows], default=1.0)
+    title = f"{column['metric']} on {column['benchmark']}, {column['strategy']}"
+    return dots(rows, title, 1.0 if share else ticks(0.0, max(top, 1e-9))[-1], share)
+
+
+def _score_dot(model: str, cell: Mapping[str, Any], colours: Palette) -> Dot:
+    return Dot(
+        model, cell.get("value"), cell.get("low"), cell.get("high"), f"n = {cell.get('n')}", colours.get(model, 0)
+    )
+
+
+def _vote_chart(column: Mapping[str, Any], models: Sequence[str], colours: Palette) -> Markup | None:
+    """Accuracy of the first n members of an ensemble, where more than one voted."""
+    lines = []
+    for model in models:
+        points = ((column["cells"].get(model) or {}).get("extra") or {}).get("accuracy_at") or []
+        if len(points) > 1:
+            lines.append(Curve(model, [(float(p["n"]), float(p["value"])) for p in points], colours.get(model, 0)))
+    title = f"accuracy on {column['benchmark']}, {column['strategy']}"
+    return curves(lines, title, "members that vote") if lines else None
+
+
+def _comparisons(step: Made, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each model against the one before it, item by item; what was not compared keeps its reason."""
+    how = {str(r["protocol"]): r for r in records}
+    nats = {str(r["metric"]) for r in records if r.get("unit") == "nats"}
+    fields = (
+        "before",
+        "after",
+        "benchmark",
+        "metric",
+        "n",
+        "difference",
+        "low",
+        "high",
+        "only_before",
+        "only_after",
+        "p_value",
+        "p_holm",
+        "reason",
+        "protocol",
+    )
+    return [
+        {f: entry.get(f) for f in fields}
+        | {
+            "strategy": str(how.get(str(entry.get("protocol")), {}).get("strategy") or ""),
+            "unit": "nats" if entry.get("metric") in nats else "share",
+        }
+        for entry in _json(step, "comparisons.json") or ()
+    ]
+
+
+def protocols(evidence: Evidence) -> list[dict[str, Any]]:
+    """Every protocol record, by digest: what must be equal for two figures to be comparable."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in evidence.speaking():
+        for table in (_json(step, "protocols.json"), (_json(step, "red_team.json") or {}).get("protocols")):
+            for digest, record in (table or {}).items():
+                if isinstance(record, Mapping):
+                    settings = [(k, plain(v)) for k, v in record.items()]
+                    found.setdefault(str(digest), {"digest": str(digest), "step": step.name, "settings": settings})
+    return list(found.values())
+
+
+def plain(value: Any) -> str:
+    """A setting as text: words as they are, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+# -- red team -----------------------------------------------------------------------------------------------------
+
+
+RATES = (  # of a model's entry in red_team.json, with the heading of its column
+    ("attack_success", "attack success"),
+    ("with_steps", "with steps"),
+    ("held_out_styles", "held-out styles"),
+    ("held_out_topics", "held-out topics"),
+    ("over_refusal", "over-refusal"),
+    ("over_refusal_full", "refused in full"),
+)
+
+
+def red_teams(evidence: Evidence, colours: Palette) -> list[dict[str, Any]]:
+    """One entry per red team: attack success and over-refusal side by side, by model, style and topic."""
+    found = []
+    for step in evidence.speaking():
+        table = _json(step, "red_team.json")
+        if not table or not table.get("models"):
+            continue
+        models = {name: _fair(table["models"][name]) for name in _in_order(step, table["models"])}
+        pair = (("Attack success", "attack_success"), ("Over-refusal", "over_refusal"))
+        overall = [(title, _rate_chart(title, models, field, colours)) for title, field in pair]
+        clusters = [n for e in models.values() if (n := (e.get("attack_success") or {}).get("clusters"))]
+        found.append(
+            {
+                "step": step.name,
+                "table": table,
+                "models": models,
+                "overall": overall,
+                "rates": [(f, heading) for f, heading in RATES if any(e.get(f) for e in models.values())],
+                "clusters": clusters[0] if clusters else None,
+                "by_style": _by(models, "by_style", "attack success", colours),
+                "by_topic": _by(models, "by_topic", "attack success", colours),
+                "refusal_by_topic": _by(models, "over_refusal_by_topic", "over-refusal", colours),
+                "held_out": table.get("held_out") or {},
+                "paired": list(table.get("paired") or ()),
+            }
+        )
+    return found
+
+
+def _in_order(step: Made, names: Iterable[str]) -> list[str]:
+    """Names as the recipe lists its models: JSON files have their keys sorted."""
+    listed = step.manifest.get("parameters", {}).get("models")
+    asked = [n for n in listed if n in names] if isinstance(listed, list) else []
+    return list(dict.fromkeys([*asked, *names]))
+
+
+def _fair(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's entry with the attack success's interval over base requests, where the file has it: variants of one
+    request succeed or fail together, so the interval over prompts is too narrow."""
+    return {**entry, "attack_success": entry.get("attack_success_clustered") or entry.get("attack_success")}
+
+
+def _rate_chart(title: str, models: Mapping[str, Any], field: str, colours: Palette) -> Markup:
+    return dots([_rate_dot(name, entry.get(field), colours.get(name, 0)) for name, entry in models.items()], title)
+
+
+def _rate_dot(label: str, rate: Mapping[str, Any] | None, series: int) -> Dot:
+    rate = rate or {}
+    return Dot(label, rate.get("value"), rate.get("low"), rate.get("high"), f"n = {rate.get('n', 0)}", series)
+
+
+def _by(models: Mapping[str, Any], field: str, what: str, colours: Palette) -> list[tuple[str, Markup]]:
+    """One small chart per style or topic, models as rows: the comparison of interest stands in one picture."""
+    groups = list(dict.fromkeys(g for entry in models.values() for g in entry.get(field) or {}))
+    return [
+        (
+            group,
+            dots(
+                [
+                    _rate_dot(name, (entry.get(field) or {}).get(group), colours.get(name, 0))
+                    for name, entry in models.items()
+                ],
+                f"{what}, {group}",
+            ),
+        )
+        for group in groups
+    ]
+
+
+def risks(evidence: Evidence) -> dict[str, Any] | None:
+    """The risk register of a release, as it computed it."""
+    register = evidence.own.shelf.json("risk_assessment.json") if evidence.own.shelf else None
+    return dict(register) if register and register.get("risks") else None
+
+
+# -- record -------------------------------------------------------------------------------------------------------
+
+
+def inputs(evidence: Evidence) -> dict[str, Any] | None:
+    """Everything from outside the recipe with its licence, and the licences of rows where a step counted them."""
+    stated = evidence.own.shelf.json("inputs.json") if evidence.own.shelf else None
+    rows = [dict(r) for r in stated] if stated else list(_outside_inputs(evidence))
+    counted = [
+        (step.name, source, licence, count)
+        for step in evidence.speaking()
+        for source, found in ((_json(step, "stats.json") or {}).get("licences_by_source") or {}).items()
+        for licence, count in found.items()
+    ]
+    cards = []
+    if evidence.own.shelf is not None and evidence.manifest["kind"] == "release":
+        for name in evidence.own.shelf.names():
+            if name.startswith("data/") and name.endswith("/README.md"):
+                cards.append((name.split("/")[1], evidence.own.shelf.text(name) or ""))
+    return {"rows": rows, "counted": counted, "cards": cards} if rows or counted or cards else None
+
+
+def _outside_inputs(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for step in evidence.steps.values():
+        for ref, entry in outside(step.manifest).items():
+            row = found.setdefault(
+                ref,
+                {
+                    "name": ref,
+                    "kind": entry.get("kind", "unknown"),
+                    "origin": entry.get("origin", "unknown"),
+                    "licence": entry.get("licence") or "unknown",
+                    "digest": entry.get("digest") or "",
+                    "used_by": [],
+                },
+            )
+            row["used_by"].append(step.name)
+    yield from found.values()
+
+
+def ledger(evidence: Evidence) -> dict[str, Any]:
+    """Time, memory, tokens and energy of every step whose manifest is known; carbon where a release computed it."""
+    steps = [s for s in evidence.steps.values() if "wall_seconds" in s.manifest]
+    return {
+        "steps": [
+            {
+                "name": s.name,
+                "verb": s.verb,
+                "seconds": s.manifest["wall_seconds"],
+                "memory": s.manifest.get("peak_memory_bytes"),
+                "tokens": s.manifest.get("tokens") or {},
+                "energy": s.manifest.get("energy"),
+                "machine": _machine(s.manifest.get("machine") or {}),
+            }
+            for s in steps
+        ],
+        "seconds": sum(float(s.manifest["wall_seconds"]) for s in steps),
+        "carbon": evidence.own.shelf.json("carbon.json") if evidence.own.shelf else None,
+    }
+
+
+def digests(evidence: Evidence) -> dict[str, Any]:
+    """Fingerprints and content digests of the steps, the artifact's files, library versions, parameters, the recipe."""
+    m = evidence.manifest
+    return {
+        "steps": [
+            {
+                "name": s.name,
+                "state": s.state,
+                "fingerprint": s.manifest.get("fingerprint"),
+                "content": s.manifest.get("content_digest"),
+            }
+            for s in evidence.steps.values()
+        ],
+        "manifest": m.get("manifest_digest"),
+        "files": [(name, entry.get("bytes"), entry["digest"]) for name, entry in sorted(m["files"].items())],
+        "versions": sorted((m.get("versions") or {}).items()),
+        "parameters": [
+            (s.name, s.verb, json.dumps(s.manifest["parameters"], indent=1, ensure_ascii=False, sort_keys=True))
+            for s in evidence.steps.values()
+            if "parameters" in s.manifest
+        ],
+        "summary": json.dumps(m.get("summary", {}), indent=1, ensure_ascii=False, sort_keys=True),
+        "recipe": evidence.own.shelf.text("recipe.yaml") if evidence.own.shelf else None,
+    }
