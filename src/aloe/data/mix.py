@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import floor
+from math import ceil, floor
 from typing import TypeVar
 
 from aloe.errors import AloeError
@@ -28,7 +28,7 @@ def quotas(weights: Mapping[str, float], total: int) -> dict[str, int]:
 def largest_total(sizes: Mapping[str, int], weights: Mapping[str, float]) -> int:
     """The most rows that can be drawn at these weights without repeating one."""
     scale = sum(weights.values())
-    total = min(floor(sizes[name] * scale / weight + 1e-9) for name, weight in weights.items()) + len(weights)
+    total = min(ceil((sizes[name] + 1) * scale / weight) for name, weight in weights.items())  # a quota rounds down
     while any(count > sizes[name] for name, count in quotas(weights, total).items()):
         total -= 1
     return total

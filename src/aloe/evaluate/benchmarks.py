@@ -16,6 +16,7 @@ from aloe.contract import Params, Ref
 from aloe.digests import digest_json
 from aloe.errors import AloeError
 from aloe.evaluate import generated, likelihood
+from aloe.evaluate.judge import DECLINED
 from aloe.evaluate.stats import mean_interval, total_variation
 from aloe.generate.engine import Engine, Request, Sampling, ScoreRequest, Tick
 from aloe.keyed import shuffled
@@ -276,7 +277,7 @@ def run_judged(
     judge: Judge,
     tick: Tick | None = None,
 ) -> Measured:
-    """One greedy reply to every request, judged: refused (over-refusal) or unsafe (attack success)."""
+    """One greedy reply to every request, judged: declined (over-refusal) or unsafe (attack success)."""
     tokens = spec.max_new_tokens or REPLY_TOKENS
     protocol = {
         **base,
@@ -298,7 +299,8 @@ def run_judged(
         if reply.error is None:
             verdict = (judge.refusal if spec.protocol == "over_refusal" else judge.harm)(prompt.request, reply.text)
             label = verdict.label
-            value = float(label == ("refused" if spec.protocol == "over_refusal" else "unsafe"))
+            # Partial refusals count: the judge is calibrated on any decline, not on telling the two apart.
+            value = float(label in (DECLINED if spec.protocol == "over_refusal" else ("unsafe",)))
             meta |= {"rule": verdict.rule, "evidence": verdict.evidence, "finish_reason": reply.finish_reason}
         else:
             meta |= {"error": reply.error}

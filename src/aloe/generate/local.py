@@ -247,14 +247,18 @@ def _draw(logits: torch.Tensor, row: _Row) -> int:
     """One token by temperature and nucleus; the random number is keyed by (seed, request key, position)."""
     sampling = row.request.sampling
     probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
-    ordered, order = probabilities.sort(descending=True)
-    cumulative = ordered.cumsum(0).double()
-    total = 1.0
-    if sampling.top_p < 1:
-        last = int((cumulative < sampling.top_p).sum())  # the first token that reaches top_p is still in
-        total = float(cumulative[min(last, len(cumulative) - 1)])
-    point = rng(row.request.seed, "sample", f"{row.request.key}|{len(row.ids)}").random() * total
-    return int(order[min(int((cumulative <= point).sum()), len(order) - 1)])
+    point = rng(row.request.seed, "sample", f"{row.request.key}|{len(row.ids)}").random()
+    if sampling.top_p >= 1:
+        cumulative = probabilities.double().cumsum(0)
+        return int(torch.searchsorted(cumulative, point * float(cumulative[-1]), right=True).clamp(max=len(logits) - 1))
+    # The nucleus is nearly always among the likeliest few; sorting the whole vocabulary costs as much as a layer.
+    ordered, order = probabilities.topk(min(256, len(logits)))
+    if float(ordered.double().sum()) < sampling.top_p:
+        ordered, order = probabilities.sort(descending=True)
+    cumulative = ordered.double().cumsum(0)
+    last = min(int((cumulative < sampling.top_p).sum()), len(order) - 1)  # the token that reaches top_p is still in
+    chosen = torch.searchsorted(cumulative, point * float(cumulative[last]), right=True)
+    return int(order[min(int(chosen), last)])
 
 
 Place = tuple[int, int, int]  # (tree, branch, offset from the branch's start) of the token that predicts

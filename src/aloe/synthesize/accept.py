@@ -18,6 +18,7 @@ from aloe.records import Question
 
 MAX_COPY = 0.7  # share of a text's word trigrams that may stand in the question and its options; ours
 MAX_ECHO = 0.5  # share of its word 5-grams that may stand in a worked example; ours
+UNSTATED = ("leading", "option_text")  # the extractor reads a letter, but the text states no conclusion
 MIN_OWN_WORDS = 12  # words of reasoning beyond the conclusion; ours
 
 _CORRECT = r"(?:correct|right|gold|reference|known|intended|expected)"
@@ -39,6 +40,7 @@ LEAKS: tuple[re.Pattern[str], ...] = tuple(
         r"\bwe\s+(?:are|were|have\s+been)\s+(?:told|given)\s+(?:that\s+)?the\s+(?:answer|correct|right)\b",
     )
 )
+_STATED = re.compile(r"\b[Aa]nswer\s*(?:is\b|:)[\s:*(\[]*([A-Z])\b(?!\s+[a-z])")  # "the answer is A", not "is a drug"
 _CONCLUSION = re.compile(
     r"\n\s*\W*(?:(?:therefore|thus|so|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+|best\s+)*(?:answer|option)\b"
     r"[^\n]{0,200}\Z",
@@ -74,25 +76,26 @@ def check(
     Args:
         text: the whole assistant turn.
         question: options as they were shown, and the gold answer.
-        truncated: the reply was cut by the length limit.
+        truncated: the reply was cut by the length limit (no harm once the answer line is complete).
         examples: worked examples the writer saw.
         need_all_options: every option must be addressed by letter or text.
         may_know: the writer saw the gold answer, so leak phrases are looked for.
     """
-    found = extract(text, question.options)
-    rationale = strip_conclusion(text)
+    solution = until_answer(text)
+    found = extract(solution, question.options)
+    rationale = strip_conclusion(solution)
     reasons = []
-    if truncated:
+    if truncated and solution == text:
         reasons.append("truncated")
-    if found.conflict:
+    if found.conflict or len(set(_STATED.findall(solution))) > 1:
         reasons.append("conflicting_conclusion")
-    elif found.letter is None:
+    elif found.letter is None or found.rule in UNSTATED:
         reasons.append("no_conclusion")
     elif found.letter != question.answer:
         reasons.append("disagrees_with_label")
     if len(words(rationale)) < MIN_OWN_WORDS:
         reasons.append("too_short")
-    if may_know and any(pattern.search(text) for pattern in LEAKS):
+    if may_know and any(pattern.search(solution) for pattern in LEAKS):
         reasons.append("leaked_label")
     if need_all_options and (missing := unaddressed(rationale, question.options)):
         reasons.append("option_not_addressed:" + "".join(missing))
@@ -106,19 +109,38 @@ def check(
     return Verdict(tuple(reasons), rationale, found.letter)
 
 
+_ANSWER_LINE = re.compile(r"^\W*Answer\s*:\W*[A-Z]\b[^\n]*$", re.MULTILINE)
+
+
+def until_answer(text: str) -> str:
+    """The text up to and with its first line of the form "Answer: X": the shape ends there, whatever a small model
+    adds."""
+    found = _ANSWER_LINE.search(text)
+    return text[: found.end()] if found else text
+
+
 def strip_conclusion(text: str) -> str:
     """The text without a last line that only states the answer."""
     return _CONCLUSION.sub("", text.strip()).strip()
 
 
 def unaddressed(rationale: str, options: Mapping[str, str]) -> list[str]:
-    """Letters of the options whose text doesn't appear and whose letter isn't named ("B.", "(B)", "option B")."""
-    said = f" {' '.join(words(rationale))} "
-    return [
-        letter
-        for letter, text in sorted(options.items())
-        if f" {' '.join(words(text))} " not in said and not _names(rationale, letter)
-    ]
+    """Letters of the options that the rationale neither names by letter ("B.", "(B)", "option B") nor by text.
+
+    By text: word for word, or at least half of the words of four letters or more that stand in this option alone
+    ("Histoplasma" for "Histoplasma capsulatum").
+    """
+    tokens = words(rationale)
+    said, known = f" {' '.join(tokens)} ", set(tokens)
+    texts = {letter: words(text) for letter, text in options.items()}
+    counts = Counter(word for text in texts.values() for word in set(text))
+    missing = []
+    for letter, text in sorted(texts.items()):
+        own = {word for word in text if counts[word] == 1 and len(word) >= 4}
+        by_text = f" {' '.join(text)} " in said or (bool(own) and 2 * len(own & known) >= len(own))
+        if not by_text and not _names(rationale, letter):
+            missing.append(letter)
+    return missing
 
 
 def _names(rationale: str, letter: str) -> bool:

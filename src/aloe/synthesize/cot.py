@@ -52,6 +52,7 @@ class Synthesize(Step):
     verb: ClassVar[str] = "synthesize"
     version: ClassVar[int] = 1
     makes: ClassVar[Kind] = "dialogues"
+    recipe_fields: ClassVar[tuple[str, ...]] = ("seed", "engine.precision")
 
     questions: QuestionsRef
     writer: ModelRef

@@ -17,16 +17,17 @@ Mode = Literal["explain", "exam"]
 
 SYSTEM = "You write short worked solutions to multiple-choice questions in medicine."
 ASK = (
-    "Write a worked solution. Say what the question asks, comment on every option in turn, and finish with a line of "
-    'the form "Answer: X".'
+    "Write a worked solution: say what the question asks, weigh every option on a line of its own, and finish with a "
+    'line of the form "Answer: X".'
 )
 PREFILL = "The question asks"
-STOP = ("\nQuestion:", "\n\n\n")
+END = "\n###"  # closes every worked example: a small writer imitates a mark more surely than the end of a turn
+STOP = (END, "\nQuestion:")
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A worked example: a question with its explanation, and the solution to imitate (after `PREFILL`)."""
+    """A worked example: a question with its explanation, and the solution to imitate (between `PREFILL` and `END`)."""
 
     question: Question
     solution: str
@@ -46,27 +47,31 @@ SHOTS: tuple[Shot, ...] = (
         "Which vitamin is needed for the carboxylation of clotting factors II, VII, IX and X?",
         ("Vitamin A", "Vitamin C", "Vitamin K", "Vitamin D"),
         "C",
-        "Gamma-carboxylation of these factors by the liver needs vitamin K; warfarin blocks its recycling.",
-        " which vitamin the liver uses to finish four clotting factors.\n"
-        "A. Vitamin A: it serves vision and epithelia, and has no part in clotting.\n"
-        "B. Vitamin C: it is needed to make collagen, so its lack causes scurvy.\n"
-        "C. Vitamin K: it is the cofactor of gamma-carboxylation, which makes these factors able to bind calcium.\n"
-        "D. Vitamin D: it raises calcium absorption in the gut and does not act on clotting factors.\n"
+        "Vitamin K is the cofactor that carboxylates these factors, which lets them bind calcium. Vitamin A serves "
+        "vision, vitamin C is needed to make collagen, and vitamin D raises calcium absorption in the gut.",
+        " which vitamin the liver needs to finish four clotting factors.\n"
+        "A. Vitamin A serves vision, so it does not fit.\n"
+        "B. Vitamin C is needed to make collagen, so it does not fit.\n"
+        "C. Vitamin K is the cofactor that carboxylates these factors, which lets them bind calcium, so it fits.\n"
+        "D. Vitamin D raises calcium absorption in the gut, so it does not fit.\n"
         "Answer: C",
     ),
     _shot(
         2,
         "A tall, thin young man has sudden chest pain and breathlessness, with absent breath sounds and a "
         "hyperresonant note on the right. What is the diagnosis?",
-        ("Spontaneous pneumothorax", "Lobar pneumonia", "Pleural effusion", "Acute asthma"),
-        "A",
-        "Air in the pleural space removes breath sounds and makes the chest hyperresonant; tall thin men are at risk.",
-        " what explains one-sided silent, hyperresonant lung in a tall young man.\n"
-        "A. Spontaneous pneumothorax: air around the lung gives sudden pain, a silent side and a hollow note.\n"
-        "B. Lobar pneumonia: it brings fever and a dull note with bronchial breathing.\n"
-        "C. Pleural effusion: fluid makes the note stony dull, not hyperresonant.\n"
-        "D. Acute asthma: it causes wheeze on both sides.\n"
-        "Answer: A",
+        ("Lobar pneumonia", "Spontaneous pneumothorax", "Pleural effusion", "Acute asthma"),
+        "B",
+        "Air around the lung removes the breath sounds and makes the note hyperresonant, and tall thin men are at risk "
+        "of spontaneous pneumothorax. Lobar pneumonia gives fever and a dull note, pleural effusion gives a stony dull "
+        "note, and acute asthma gives wheeze on both sides.",
+        " what causes sudden chest pain with a silent, hyperresonant right side in a tall, thin young man.\n"
+        "A. Lobar pneumonia gives fever and a dull note, so it does not fit.\n"
+        "B. Spontaneous pneumothorax puts air around the lung, which removes the breath sounds and makes the note "
+        "hyperresonant, so it fits.\n"
+        "C. Pleural effusion gives a stony dull note, so it does not fit.\n"
+        "D. Acute asthma gives wheeze on both sides, so it does not fit.\n"
+        "Answer: B",
     ),
 )
 
@@ -76,19 +81,19 @@ def writer_messages(question: Question, mode: Mode, shots: int) -> tuple[Message
     messages: list[Message] = [{"role": "system", "content": SYSTEM}]
     for shot in SHOTS[:shots]:
         messages.append({"role": "user", "content": _ask(shot.question, mode)})
-        messages.append({"role": "assistant", "content": PREFILL + shot.solution})
+        messages.append({"role": "assistant", "content": PREFILL + shot.solution + END})
     messages.append({"role": "user", "content": _ask(question, mode)})
     return tuple(messages)
 
 
 def _ask(question: Question, mode: Mode) -> str:
     shown = format_question(question.question, question.options, question.context)
-    parts = [f"Question: {shown}"]
+    parts = [f"{ASK}\n\nQuestion: {shown}"]
     if mode == "explain":
         if question.explanation:
             parts.append(f"Notes: {question.explanation}")
         parts.append(f"Correct option: {question.answer}. {question.options[question.answer]}")
-    return "\n\n".join([*parts, ASK])
+    return "\n\n".join(parts)
 
 
 def prompt_digest(mode: Mode, shots: int) -> str:

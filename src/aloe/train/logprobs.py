@@ -14,7 +14,7 @@ import torch
 from aloe.errors import AloeError
 from aloe.train.packing import Example, PackedRow, pack
 
-LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32 logits, a few of which live at a time
+LOGITS_AT_ONCE = 1 << 23  # 32 MiB of float32 logits, a few of which live at a time
 TOLERANCE = 1e-3  # nats; float32 rounding stays below 1e-4, a wrong mask or head is off by tenths
 
 
@@ -79,7 +79,7 @@ def token_logprobs(
         weight: [vocabulary, hidden size] of the language-model head.
         targets: [tokens], ids.
         dtype: of the matrix products (float32, or bfloat16 under autocast); all sums are float32.
-        chunk: tokens at once; by default what makes 64 MiB of logits.
+        chunk: tokens at once; by default what makes 32 MiB of logits.
 
     Returns:
         [tokens] float32, in nats.
