@@ -16,8 +16,8 @@ from typer.main import get_command
 from aloe.cli import app
 from aloe.contract import Ref, Step
 from aloe.evaluate.judge import RuleJudge
+from aloe.licence import LICENCES
 from aloe.recipe import EngineSettings, Head, Launch, Recipe, read_value
-from aloe.release.licence import LICENCES
 from aloe.steps import VERBS
 
 ROOT = Path(__file__).parents[1]

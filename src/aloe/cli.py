@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from aloe.errors import AloeError
 
@@ -106,9 +105,12 @@ def show(
 def verify(artifact: Path) -> None:
     """Recompute digests, summary tables and a sampled merged tensor; exit code 1 when anything differs."""
     from aloe.release.verify import verify_artifact
+    from aloe.run.reach import reach
     from aloe.run.summary import print_findings
 
-    if not print_findings(artifact, verify_artifact(artifact.resolve())):
+    folder = artifact.resolve()
+    resolve = reach(folder) if (folder / "manifest.json").exists() else None
+    if not print_findings(artifact, verify_artifact(folder, resolve)):
         raise SystemExit(1)
 
 
@@ -189,24 +191,33 @@ def _verb_command(verb: str) -> None:
 
         values: dict[str, Any] = {}
         for part in parameters or []:
-            values |= _parameters(part)
+            _into(values, _parameters(part))
         recipe = Recipe.parse({"family": family, "licence": licence, "seed": seed, "steps": {name: {verb: values}}})
         result = run_recipe(recipe, out=out, console=Console(quiet))
         print(result.root / name)
 
 
+def _into(values: dict[str, Any], more: dict[str, Any]) -> None:
+    """Merge nested parameters: `dedup.qa=0.7 dedup.dialogue=0.8` sets both."""
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _into(values[key], value)
+        else:
+            values[key] = value
+
+
 def _parameters(part: str) -> dict[str, Any]:
+    from aloe.recipe import read_value, read_yaml
+
     key, sign, text = part.partition("=")
     if not sign:
         path = Path(part)
         if not path.exists():
             raise AloeError(f"{part!r} is neither key=value nor a YAML file", fix="for example lr=2e-5 or merge.yaml")
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = read_yaml(path)
         if not isinstance(loaded, dict):
             raise AloeError("expected a map of parameters", where=str(path))
         return loaded
-    from aloe.recipe import read_value
-
     value = read_value(text)
     for name in reversed(key.split(".")):
         value = {name: value}

@@ -75,6 +75,7 @@ class Context(Protocol):
     family: str
     name: str
     licence: str
+    recipe_text: str  # this step and all it depends on, as YAML with every default
     cache: Path  # request ledgers and reference caches: content-addressed, never part of an artifact
 
     def path(self, ref: str) -> Path:
@@ -83,6 +84,10 @@ class Context(Protocol):
 
     def digest(self, ref: str) -> str:
         """Content digest of that input."""
+        ...
+
+    def licence_of(self, ref: str) -> str:
+        """Stated licence of an input from outside: `unknown` where none is stated, and for steps, whose rows say."""
         ...
 
     def manifest(self, ref: str) -> dict[str, Any] | None:

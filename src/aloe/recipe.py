@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aloe.contract import Ref, Step, references
 from aloe.errors import AloeError
-from aloe.release.licence import LICENCES, known
+from aloe.licence import LICENCES, known
 from aloe.steps import VERBS
 
 LinePath = tuple[str | int, ...]
@@ -193,6 +193,11 @@ def _read_yaml(text: str, file: str) -> tuple[Any, dict[LinePath, int]]:
         raise AloeError("the recipe is empty", where=file, fix="start from recipes/demo.yaml")
     lines: dict[LinePath, int] = {}
     return _value(node, (), lines, file), lines
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file, read as recipes are: duplicate keys are refused, `2e-5` is a number."""
+    return _read_yaml(path.read_text(encoding="utf-8"), str(path))[0]
 
 
 def read_value(text: str) -> Any:

@@ -44,6 +44,7 @@ def test_starts_at_ln_2_and_learns_the_preference(step: Dpo, tiny_model_folder: 
     assert summary["last_loss"] < summary["first_loss"]
     assert summary["health"]["last"]["accuracy"] > 0.9
     assert summary["health"]["last"]["margin"] > 0
+    assert summary["health"]["first"]["accuracy"] == 0.5
     assert summary["health"]["first"]["chosen_drift"] == pytest.approx(0, abs=1e-5)
     assert summary["reference"] == {"model": str(tiny_model_folder), "weights": digest_model(tiny_model_folder)}
     assert -1 <= summary["length"]["margin_length_correlation"] <= 1

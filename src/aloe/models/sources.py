@@ -213,6 +213,7 @@ def convert_gguf(gguf: Path, target: Path, licence: str) -> None:
         (aside / "README.md").write_text(
             f"---\nlicense: {licence}\n---\nConverted from {name} (GGUF, dequantised to bfloat16).\n"
         )
+        os.chmod(aside, 0o755)  # mkdtemp's 0700 would keep colleagues out of a shared cache
         try:
             os.replace(aside, target)
         except OSError:  # another process finished the same conversion first
@@ -252,7 +253,7 @@ def cached_hub(name: str, revision: str) -> Path | None:
 def model_files(folder: Path) -> dict[str, Path]:
     """The files that make a model what it is (no cards, no logs), by relative path."""
     wanted = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    skip = {"manifest.json", "merge.json", "summary.json"}
+    skip = {"manifest.json", "merge.json", "preview.txt"}
     return {
         p.relative_to(folder).as_posix(): p
         for p in files_in(folder)

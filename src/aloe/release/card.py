@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from aloe.release.licence import parts
+from aloe.licence import parts
 
 HUB_LICENCES = {"llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma"}
-MODEL_SETTINGS = ("base", "model", "method", "lr", "epochs", "beta", "loss", "max_length", "batch_rows", "batch_tokens")
+MODEL_SETTINGS = ("base", "model", "method", "lr", "epochs", "beta", "loss", "max_tokens", "batch_rows", "batch_pairs")
 
 
 def model_card(facts: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aloe.errors import AloeError
-from aloe.release.licence import Source
+from aloe.licence import Source
 from aloe.rows import read_parquet
 
 DATA_KINDS = ("questions", "dialogues", "preferences", "attacks")

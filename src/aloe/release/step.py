@@ -16,13 +16,14 @@ from pydantic import Field
 from aloe.contract import Context, EvidenceRef, Kind, ModelRef, Step
 from aloe.digests import digest_text
 from aloe.errors import AloeError
+from aloe.licence import check, parts
 from aloe.records import ItemResult
 from aloe.release.bundle import copy_evidence, copy_model, copy_prompts, copy_small, write_merges
 from aloe.release.carbon import Stated, footprint
 from aloe.release.card import dataset_card, model_card, settings
-from aloe.release.licence import check, parts
 from aloe.release.lineage import (
     DATA_KINDS,
+    Input,
     Manifests,
     ancestry,
     binding_sources,
@@ -82,7 +83,7 @@ class Release(Step):
         _write_json(ctx.out / "lineage.json", manifests)
         _write_json(ctx.out / "inputs.json", [i.to_dict() for i in inputs])
         if facts["has_recipe"]:
-            _write(ctx.out / "recipe.yaml", str(getattr(ctx, "recipe_text", "")))
+            _write(ctx.out / "recipe.yaml", ctx.recipe_text)
         _write(ctx.out / "README.md", model_card(facts))
         return {
             "name": facts["name"],
@@ -133,7 +134,7 @@ class Release(Step):
             "licence": ctx.licence,
             "seed": made.get("seed", ctx.seed),
             "dtype": "as is" if self.dtype == "as_is" else self.dtype,
-            "base_models": [vars(i) for i in inputs if i.kind == "model" and i.in_model],
+            "base_models": [vars(i) for i in inputs if i.kind == "model" and i.in_model and _trained_from(i, manifests)],
             "data_names": [i.name for i in inputs if i.kind == "rows" and i.in_model],
             "training": [_training(s, manifests[s]) for s in chain if manifests[s].get("kind") == "model"],
             "data": [_data_row(s, manifests[s], by_source) for s, by_source in data.items()],
@@ -146,7 +147,7 @@ class Release(Step):
             "versions": ", ".join(f"{k} {v}" for k, v in sorted(_versions(made).items())),
             "fingerprint": made.get("fingerprint", "unknown"),
             "content_digest": made.get("content_digest", "unknown"),
-            "has_recipe": bool(getattr(ctx, "recipe_text", "")),
+            "has_recipe": bool(ctx.recipe_text),
         }
 
 
@@ -186,6 +187,11 @@ def data_facts(
         "parameters": json.dumps(manifest["parameters"], indent=2, ensure_ascii=False, sort_keys=True),
         "content_digest": manifest.get("content_digest", "unknown"),
     }
+
+
+def _trained_from(item: Input, manifests: Manifests) -> bool:
+    """Whether weights descend from this model; a writer of training data is an input, not a base."""
+    return any(manifests[step].get("kind") == "model" for step in item.used_by)
 
 
 def _judging(model: str, red_team: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def verify_artifact(folder: Path, resolve: Resolve | None = None) -> list[Findin
         found += _scores(folder, place)
     if manifest.get("verb") == "merge":
         found += _merge(folder, manifest, resolve)
+    found += _lineage_merges(folder, resolve)
     rank = {"error": 0, "note": 1, "ok": 2}
     return sorted(found, key=lambda f: rank[f.level])
 
@@ -184,6 +185,21 @@ def _same(a: Any, b: Any) -> bool:
     if a is None or b is None:
         return a is b
     return math.isclose(float(a), float(b), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _lineage_merges(folder: Path, resolve: Resolve | None) -> Iterator[Finding]:
+    """The merges a release came through: each is merged again where its own folder can be reached."""
+    lineage = folder / "lineage.json"
+    if not lineage.exists():
+        return
+    for step, manifest in json.loads(lineage.read_text(encoding="utf-8")).items():
+        if manifest.get("verb") != "merge":
+            continue
+        place = resolve(step) if resolve else None
+        if place is None:
+            yield Finding("note", "merge", step, "not merged again: its artifact can't be reached from here")
+        else:
+            yield from _merge(place, manifest, resolve)
 
 
 def _merge(folder: Path, manifest: Mapping[str, Any], resolve: Resolve | None) -> Iterator[Finding]:

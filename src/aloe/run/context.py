@@ -123,12 +123,9 @@ class RunContext:
         assert digest is not None
         return digest
 
-    def resource_licence(self, ref: str) -> str:
-        """The stated licence of an input: of a resource, or the one its artifact's manifest computed."""
+    def licence_of(self, ref: str) -> str:
         found = self._input(ref)
-        if isinstance(found, Artifact):
-            return str(found.manifest.get("summary", {}).get("licence", "unknown"))
-        return found.licence
+        return "unknown" if isinstance(found, Artifact) else found.licence
 
     def manifest(self, ref: str) -> dict[str, Any] | None:
         found = self._input(ref)

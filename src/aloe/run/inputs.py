@@ -26,6 +26,11 @@ class Resource:
     path: Path | None = None
     model: ModelSource | None = None
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the reference is a place on this machine, which must not enter a fingerprint."""
+        return self.origin in ("file", "folder", "GGUF file")
+
     def fetch(self) -> Resource:
         """The same input on local disk with its digest; converts or fetches where needed."""
         if self.kind == "model":
@@ -59,7 +64,7 @@ def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
     for base in (Path.cwd(), near):
         found = (base / ref) if base else None
         if found is not None and found.exists():
-            return Resource(ref, "rows", _digest_rows(found), "unknown", "file", found)
+            return Resource(ref, "rows", _digest_rows(found), _sidecar_licence(found), "file", found)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]*){0,2}", ref) and not re.search(
         r"\.(jsonl|parquet|csv|gz)$", ref
     ):
@@ -108,6 +113,16 @@ def _stated_licence(name: str) -> str:
     except Exception:  # no card, or no network for it: the rows are here, only their licence isn't known
         return "unknown"
     return str(stated[0] if isinstance(stated, list) else stated).lower()
+
+
+def _sidecar_licence(path: Path) -> str:
+    """Licence of a local file by the REUSE convention (reuse.software): `FILE.license` holds the SPDX identifier."""
+    sidecar = path.with_name(path.name + ".license")
+    if not sidecar.exists():
+        return "unknown"
+    text = sidecar.read_text(encoding="utf-8")
+    match = re.search(r"SPDX-License-Identifier:\s*(\S+)", text)
+    return (match[1] if match else text.strip().split("\n")[0]).lower()
 
 
 def _digest_rows(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from aloe.errors import AloeError
 from aloe.run.execute import RunResult, run_recipe, wanted_steps
 from aloe.run.progress import Console
+from aloe.run.store import Store
 
 
 def launch(
@@ -31,6 +32,8 @@ def launch(
         return run_recipe(recipe, out=out, steps=steps, redo=redo, console=console)
     if recipe.path is None:
         raise AloeError("launch.via: process needs a recipe file", fix="save the recipe, or use launch.via: here")
+    made = []
+    store = Store(Path(out) / recipe.head.family)
     for name in wanted_steps(recipe, steps):
         command = [sys.executable, "-m", "aloe", "run", str(recipe.path), name, "--out", str(out), "--quiet"]
         # The child must run its one step itself, not launch again.
@@ -38,6 +41,7 @@ def launch(
             command += ["--set", assignment]
         if name in redo:
             command += ["--redo", name]
+        before = (store.root / name).resolve(), _finished(store, name)
         (console or Console()).line(f"{name}: in its own process")
         done = subprocess.run(command, check=False)
         if done.returncode != 0:
@@ -46,4 +50,12 @@ def launch(
                 where=recipe.line("steps", name),
                 fix="its message stands above; finished steps are kept",
             )
-    return run_recipe(recipe, out=out, steps=steps, console=Console(quiet=True))
+        if ((store.root / name).resolve(), _finished(store, name)) != before:
+            made.append(name)
+    result = run_recipe(recipe, out=out, steps=steps, console=Console(quiet=True))
+    return RunResult(result.root, result.artifacts, made)
+
+
+def _finished(store: Store, name: str) -> str:
+    current = store.current(name)
+    return str(current.manifest.get("finished", "")) if current else ""

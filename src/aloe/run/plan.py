@@ -7,7 +7,7 @@ Because inputs count by content, a re-made input that comes out equal leaves wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -76,16 +76,17 @@ def open_resources(graph: Graph, names: list[str] | None = None) -> dict[str, Re
     return opened
 
 
-def fingerprint(step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def fingerprint(step: Step, settings: Mapping[str, Any], inputs: Mapping[str, str], paths: Collection[str] = ()) -> str:
     """Digest of all that the output depends on.
 
     Args:
-        step: its verb, version and parameters count; file paths inside the parameters count by base name only, since
-            where a file lies changes nothing and its content is in `inputs`.
+        step: its verb, version and parameters count.
         settings: the recipe's fields that this verb uses (seed, engine precision, licence ...).
         inputs: reference -> content digest.
+        paths: the references that are local paths. They count by base name and content: where a file lies changes
+            nothing, and two files of one name stay two.
     """
-    named = {ref: Path(ref).name if _is_path(ref) else ref for ref in inputs}
+    named = {ref: f"{Path(ref).name}:{inputs[ref]}" for ref in paths}
     parameters = _rename(step.model_dump(mode="json", by_alias=True), named)
     return digest_json(
         {
@@ -93,13 +94,9 @@ def fingerprint(step: Step, settings: Mapping[str, Any], inputs: Mapping[str, st
             "version": step.version,
             "parameters": parameters,
             "settings": dict(settings),
-            "inputs": {named[ref]: digest for ref, digest in inputs.items()},
+            "inputs": {named.get(ref, ref): digest for ref, digest in inputs.items()},
         }
     )
-
-
-def _is_path(ref: str) -> bool:
-    return ref.startswith(("/", "./", "../")) or Path(ref).exists()
 
 
 def _rename(value: Any, named: Mapping[str, str]) -> Any:
@@ -159,7 +156,8 @@ def plan_step(
         made_anew = current is not None and not any(w in planned and planned[w].state == "runs" for w in waiting)
         state: State = "after" if any(w in planned for w in waiting) or made_anew else "runs"
         return StepPlan(name, step.verb, state, reasons=reasons or ["never made"])
-    print_ = fingerprint(step, settings, inputs)
+    paths = [ref for _, ref, _ in graph.outside[name] if resources[ref].is_path]
+    print_ = fingerprint(step, settings, inputs, paths)
     if redo:
         return StepPlan(name, step.verb, "runs", print_, reasons=["asked for with --redo"])
     artifact = store.find(step.verb, print_)

@@ -25,6 +25,7 @@ from aloe.train.reference import Floats, cached_logprobs, pair_logprobs
 from aloe.train.schedule import ScheduleName, stream
 
 Weight = Annotated[float, Field(gt=0)]
+TIE = 1e-3  # nats: a smaller difference is rounding, as all are at the first step, and counts half in accuracy
 CHOSEN_FALL = 0.01  # nats a token by which the chosen answers may fall before it is worth a warning
 WINDOW = 10  # steps averaged for that warning: a single batch says little
 
@@ -72,7 +73,7 @@ class PairLoss:
             "reward_chosen": float(self._beta * r_w.mean()),
             "reward_rejected": float(self._beta * r_l.mean()),
             "margin": float(self._beta * (r_w - r_l).mean()),
-            "accuracy": float((r_w > r_l).mean()),
+            "accuracy": float(np.where(np.abs(r_w - r_l) < TIE, 0.5, r_w > r_l).mean()),
             "chosen_logp": float((logp_w / n_w).mean()),
             "chosen_drift": float((r_w / n_w).mean()),
         }

@@ -99,7 +99,8 @@ def row_logprobs(model: Any, row: PackedRow, bf16: bool = False) -> torch.Tensor
             attention_mask=torch.from_numpy(row.layout.mask()).to(device)[None, None],
             use_cache=False,
         ).last_hidden_state[0]
-    states = hidden[torch.from_numpy(row.sources).to(device)]
+    # index_select, whose gradient sums in a fixed order where indexing adds from several threads at once
+    states = hidden.index_select(0, torch.from_numpy(row.sources).to(device))
     head = model.get_output_embeddings().weight
     targets = torch.from_numpy(row.targets).to(device)
     return token_logprobs(states, head, targets, torch.bfloat16 if bf16 else torch.float32)

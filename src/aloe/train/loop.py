@@ -248,7 +248,7 @@ def gather(
         examples = [build(row) for row in read(path / "rows.parquet" if path.is_dir() else path)]
         pools[ref] = [e for e in examples if e.longest <= max_tokens]
         dropped += [
-            {"key": e.key, "data": ref, "reason": "longer than max_tokens", "evidence": f"{e.longest} tokens"}
+            {"key": e.key, "reason": "longer than max_tokens", "evidence": f"{e.longest} tokens"}
             for e in examples
             if e.longest > max_tokens
         ]
@@ -263,11 +263,11 @@ def gather(
     overlong = len(dropped)
     counts = quotas([len(p) for p in pools.values()], list(data.values()), max_rows)
     chosen: list[Example] = []
-    for (ref, pool), count in zip(pools.items(), counts, strict=True):
+    for pool, count in zip(pools.values(), counts, strict=True):
         kept = draw([e.key for e in pool], count, ctx.seed, f"{verb} rows")
         chosen += [pool[i] for i in kept]
         left = sorted(set(range(len(pool))) - set(kept))
-        dropped += [{"key": pool[i].key, "data": ref, "reason": "over its share", "evidence": f"{count}"} for i in left]
+        dropped += [{"key": pool[i].key, "reason": "over its share", "evidence": f"{count} drawn"} for i in left]
     if dropped:
         write_parquet(ctx.out / "dropped.parquet", dropped)
     reasons = {"longer than max_tokens": overlong, "over its share": len(dropped) - overlong}

@@ -163,7 +163,8 @@ def read_preferences(path: Path) -> Iterator[TextRow]:
 
 def _key(row: dict[str, Any]) -> str:
     """Source and id, not the file's path: the order of training must not depend on where a file lies."""
-    return f"{row.get('source') or ''}/{row.get('id') or row_id(row)}"
+    name = str(row.get("id") or row_id(row))
+    return f"{row['source']}/{name}" if row.get("source") else name
 
 
 def _messages(value: Any, where: str, name: str) -> list[Message]:

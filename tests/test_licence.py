@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aloe.errors import AloeError
-from aloe.release.licence import LICENCES, Source, check, conflicts, known, normalise, parts, strictest
+from aloe.licence import LICENCES, Source, check, conflicts, known, normalise, parts, strictest
 
 
 def sources(*licences: str) -> list[Source]:
