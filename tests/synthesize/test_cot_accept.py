@@ -63,6 +63,20 @@ def test_each_rule_rejects(text: str, reason: str) -> None:
     assert reason in reasons(text)
 
 
+def test_a_line_labelled_with_another_options_letter_is_rejected() -> None:
+    lines = ("A. Oral cetirizine only eases itch.", "B. Intramuscular adrenaline reverses shock and swelling fast.",
+             "C. Inhaled salbutamol treats wheeze alone.")  # fmt: skip
+    text = "We need the fastest drug.\n" + "\n".join(lines) + "\nAnswer: B"
+    assert reasons(text) == ()
+    swapped = text.replace("A. Oral cetirizine", "A. Inhaled salbutamol")
+    assert reasons(swapped) == ("mislabels_an_option:A",)
+
+
+def test_two_stated_conclusions_conflict() -> None:
+    text = GOOD.replace("\nAnswer: B", " The answer is A. Or the answer is C.\nAnswer: B")
+    assert "conflicting_conclusion" in reasons(text)
+
+
 def test_plain_clinical_wording_is_no_leak() -> None:
     for text in (
         "Adrenaline is given into the thigh. " + GOOD,

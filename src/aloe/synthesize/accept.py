@@ -99,6 +99,8 @@ def check(
         reasons.append("leaked_label")
     if need_all_options and (missing := unaddressed(rationale, question.options)):
         reasons.append("option_not_addressed:" + "".join(missing))
+    if wrong := mislabelled(rationale, question.options):
+        reasons.append("mislabels_an_option:" + "".join(wrong))
     asked = " ".join((question.context, question.question, *question.options.values()))
     if containment(rationale, asked, 3) > MAX_COPY:
         reasons.append("copies_the_question")
@@ -141,6 +143,18 @@ def unaddressed(rationale: str, options: Mapping[str, str]) -> list[str]:
         if not by_text and not _names(rationale, letter):
             missing.append(letter)
     return missing
+
+
+def mislabelled(rationale: str, options: Mapping[str, str]) -> list[str]:
+    """Letters that open a line with another option's text ("C. High-flow oxygen" where that is option D)."""
+    texts = {letter: words(text) for letter, text in options.items()}
+    wrong = []
+    for letter, line in re.findall(r"^\W*([A-Z])\s*[.):]\s*(.+)$", rationale, re.MULTILINE):
+        said = words(line)
+        opens = [k for k, text in texts.items() if text and said[: len(text)] == text]
+        if opens and letter not in opens:
+            wrong.append(letter)
+    return sorted(set(wrong))
 
 
 def _names(rationale: str, letter: str) -> bool:
