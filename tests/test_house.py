@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"models", "generate"},
     # The top of the house: these see everything.
     "recipe": {"*"},
+    "recipe_file": set(),
     "steps": {"*"},
     "cli": {"*"},
     "__main__": {"*"},

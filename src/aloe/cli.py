@@ -207,7 +207,7 @@ def _into(values: dict[str, Any], more: dict[str, Any]) -> None:
 
 
 def _parameters(part: str) -> dict[str, Any]:
-    from aloe.recipe import read_value, read_yaml
+    from aloe.recipe_file import read_value, read_yaml
 
     key, sign, text = part.partition("=")
     if not sign:

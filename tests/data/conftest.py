@@ -21,6 +21,10 @@ class RowsContext:
         self.stages: dict[str, tuple[int, int, dict[str, int]]] = {}
         out.mkdir(parents=True)
 
+    def licence_of(self, ref: str) -> str:
+        sidecar = Path(f"{ref}.license")
+        return sidecar.read_text() if sidecar.exists() else "unknown"
+
     def path(self, ref: str) -> Path:
         return self.steps.get(ref) or (starter_path(ref) if is_starter(ref) else Path(ref))
 

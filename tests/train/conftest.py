@@ -43,6 +43,10 @@ class FakeContext:
         self.tokens: dict[str, int] = {}
         self.bars: dict[str, Bar] = {}
 
+    def licence_of(self, ref: str) -> str:
+        sidecar = Path(f"{ref}.license")
+        return sidecar.read_text() if sidecar.exists() else "unknown"
+
     def path(self, ref: str) -> Path:
         return Path(ref)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,19 @@ def test_a_bad_pair_is_named_by_file_and_row(tmp_path: Path, change: dict[str, o
     with pytest.raises(AloeError, match=message) as caught:
         list(read_preferences(tmp_path / "rows.jsonl"))
     assert f"{tmp_path / 'rows.jsonl'}:1" in str(caught.value)
+
+
+def test_preferences_as_two_conversations_share_their_prompt(tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Fever?"}]
+    row = {
+        "chosen": [*asked, {"role": "assistant", "content": "Rest."}],
+        "rejected": [*asked, {"role": "assistant", "content": "Whatever."}],
+    }
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    [read] = read_preferences(path)
+    assert (read.messages, read.chosen, read.rejected) == (asked, "Rest.", "Whatever.")
+    row["rejected"] = [{"role": "user", "content": "Cough?"}, {"role": "assistant", "content": "Whatever."}]
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(AloeError, match="don't share the conversation"):
+        list(read_preferences(path))

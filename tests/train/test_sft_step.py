@@ -122,3 +122,30 @@ def test_references_and_refusals() -> None:
     for wrong in ({"data": {"a": 0.0}}, {"data": {}}, {"data": "a", "lr": 0}, {"data": "a", "learning_rate": 1}):
         with pytest.raises(ValueError):
             Sft(base="b", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_base_without_a_template_takes_one_from_another_model(
+    make_context: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    base = Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    plain = {"base": str(base), "data": str(write_rows(tmp_path / "corpus", 4)), "epochs": 1, "batch_rows": 4}
+    with pytest.raises(AloeError, match="no chat template"):
+        Sft.model_validate(plain).run(make_context("without"))
+    ctx = make_context("with")
+    Sft.model_validate({**plain, "template": str(tiny_model_folder)}).run(ctx)
+    assert (ctx.out / "chat_template.jinja").read_text() == (tiny_model_folder / "chat_template.jinja").read_text()
+
+
+def test_the_licence_of_a_file_reaches_rows_that_state_none(
+    make_context: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "Fever?"}, {"role": "assistant", "content": "Rest."}]
+    rows = [{"id": "a", "messages": turns}, {"id": "b", "messages": turns, "licence": "mit"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path(f"{path}.license").write_text("cc-by-4.0")
+    step = Sft(base=str(tiny_model_folder), data=str(path), epochs=1)
+    assert step.run(make_context())["licences"] == {"cc-by-4.0": 1, "mit": 1}

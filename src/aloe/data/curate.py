@@ -134,7 +134,8 @@ class Curate(Step):
             path = ctx.path(source.rows)
             records, dropped = load_rows(path, source=name, licence=licence, limit=source.limit, ids=source.ids)
             _refuse_other_kinds(records, source.rows)
-            flow.items += [Item(self._placed(record, name), name, rank) for record in records]
+            stated = ctx.licence_of(source.rows)  # of the file or set; what a row states itself comes first
+            flow.items += [Item(self._placed(record, name, stated), name, rank) for record in records]
             flow.dropped += [replace(d, id=f"{name}:{d.id}") for d in dropped]
         unused = set(self.licences) - {i.record.source for i in flow.items} - set(names)
         if unused:
@@ -147,9 +148,10 @@ class Curate(Step):
         _account(ctx, flow, "load", read, Counter(d.reason for d in flow.dropped))
         return flow
 
-    def _placed(self, record: Row, name: str) -> Row:
+    def _placed(self, record: Row, name: str, stated: str) -> Row:
         """Id made unique over sources, original id kept, licence override applied."""
-        licence = self.licences.get(record.source) or self.licences.get(name) or record.licence
+        own = record.licence if record.licence != "unknown" else stated
+        licence = self.licences.get(record.source) or self.licences.get(name) or own
         meta = {"original_id": record.id, **record.meta}
         return replace(record, id=f"{name}:{record.id}", licence=licence.lower(), meta=meta)
 

@@ -39,20 +39,24 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load(folder: Path, dtype: str = "float32", device: torch.device | None = None) -> Loaded:
+def load(
+    folder: Path, dtype: str = "float32", device: torch.device | None = None, template_from: Path | None = None
+) -> Loaded:
     """Load a Hugging Face folder of safetensors.
 
     Args:
         folder: local folder; remote code and pickles are refused.
         dtype: "float32" or "bfloat16", the type the weights are held in.
+        template_from: folder whose tokenizer and chat template are used instead, for a base checkpoint without one.
 
     Raises:
-        AloeError: not a model, no chat template, or NaN/infinite weights (the tensor is named).
+        AloeError: not a model, no chat template, a template whose tokens the model has no rows for, or NaN/infinite
+            weights (the tensor is named).
     """
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
-    tokenizer, template = load_template(folder)
+    tokenizer, template = load_template(template_from or folder)
     _quiet()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="sdpa")
     for name, tensor in model.named_parameters():
@@ -63,6 +67,13 @@ def load(folder: Path, dtype: str = "float32", device: torch.device | None = Non
                 where=str(folder),
                 fix="the training or merge that wrote it diverged or the file is damaged: go back to the last good one",
             )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise AloeError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}",
+            where=str(template_from or folder),
+            fix="use the tokenizer and template of a model trained from the same base",
+        )
     model.to(device=device or pick_device())
     return Loaded(model.eval(), tokenizer, template, folder)
 

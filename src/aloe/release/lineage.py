@@ -68,10 +68,16 @@ def outside_inputs(model: str, manifests: Manifests) -> list[Input]:
             licence=str(entries[ref].get("licence") or "unknown"),
             digest=str(entries[ref].get("digest", "")),
             used_by=tuple(users[ref]),
-            in_model=bool(chain & set(users[ref])),
+            in_model=any(step in chain and not _only_excludes(ref, manifests[step]) for step in users[ref]),
         )
         for ref in sorted(users)
     ]
+
+
+def _only_excludes(ref: str, manifest: Mapping[str, Any]) -> bool:
+    """Whether a step read this input only to keep its rows out: a benchmark to decontaminate against."""
+    against = (manifest.get("parameters", {}).get("decontaminate") or {}).get("against", [])
+    return ref in against  # a source that is also a benchmark is refused by curate
 
 
 def row_licences(folder: Path) -> dict[str, dict[str, int]]:

@@ -134,7 +134,9 @@ class Release(Step):
             "licence": ctx.licence,
             "seed": made.get("seed", ctx.seed),
             "dtype": "as is" if self.dtype == "as_is" else self.dtype,
-            "base_models": [vars(i) for i in inputs if i.kind == "model" and i.in_model and _trained_from(i, manifests)],
+            "base_models": [
+                vars(i) for i in inputs if i.kind == "model" and i.in_model and _trained_from(i, manifests)
+            ],
             "data_names": [i.name for i in inputs if i.kind == "rows" and i.in_model],
             "training": [_training(s, manifests[s]) for s in chain if manifests[s].get("kind") == "model"],
             "data": [_data_row(s, manifests[s], by_source) for s, by_source in data.items()],

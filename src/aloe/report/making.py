@@ -179,7 +179,7 @@ def data_flow(evidence: Evidence) -> list[dict[str, Any]]:
             "stages": stages,
             "examples": _examples(step),
             "contamination": _contamination(step),
-            "shares": sorted(((stats or {}).get("by_source") or {}).items()),
+            "shares": _kept_by_source((stats or {}).get("by_source") or {}),
         }
         if stages or entry["examples"] or entry["contamination"]:
             found.append(entry)
@@ -276,3 +276,8 @@ def merges(evidence: Evidence) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _kept_by_source(counts: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Rows kept by source: curate states a number, synthesize how many of the questions asked were accepted."""
+    return sorted((source, n["accepted"] if isinstance(n, Mapping) else n) for source, n in counts.items())

@@ -170,6 +170,7 @@ class _Runner:
         finally:
             self.pool.release()
             _remove(folder)
+            give_back_memory()
         peak, seconds = meter.peak_bytes / 1e9, meter.seconds
         self.console.line(f"  done in {seconds:.1f} s, peak memory {peak:.1f} GB")
         return artifact
@@ -216,6 +217,19 @@ class _Runner:
             "code": code_version(),
             "versions": library_versions(),
         }
+
+
+def give_back_memory() -> None:
+    """Return freed pages to the system, so that a step's peak isn't what the one before it left in the allocator."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return  # another C library: nothing to ask
 
 
 def _remove(folder: Path) -> None:

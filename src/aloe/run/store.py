@@ -146,6 +146,8 @@ class Store:
         manifest["manifest_digest"] = digest_json(manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
         for path in files_in(folder):
+            # Some writers leave 0600 behind, which would keep colleagues out. A hard link shares its mode.
+            os.chmod(path, 0o644)
             _fsync(path)
         target = self.path_of(verb, manifest["fingerprint"])
         if target.exists():  # an earlier attempt without a valid manifest, or one that was edited

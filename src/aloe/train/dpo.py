@@ -163,7 +163,7 @@ class Dpo(Step):
         first = stream([p.key for p in pairs], self.epochs, ctx.seed, f"{self.verb} order")[:3]
         text = preview(loaded.tokenizer, [pairs[i] for i in first])
         (ctx.out / "preview.txt").write_text(text, encoding="utf-8")
-        ctx.log(text)
+        ctx.log("three rendered pairs with their masks: preview.txt")  # not here: a stage may train on unsafe texts
         width = width_on(loaded.device, limit)
         reference, used = self._reference(ctx, loaded, pairs, width)
         objective = PairLoss(pairs, reference, self._loss, self.beta, ctx.log)

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -246,6 +246,8 @@ def gather(
     for ref in data:
         path = ctx.path(ref)
         examples = [build(row) for row in read(path / "rows.parquet" if path.is_dir() else path)]
+        stated = ctx.licence_of(ref)  # of the file or set; what a row states itself comes first
+        examples = [replace(e, licence=stated) if e.licence == "unknown" else e for e in examples]
         pools[ref] = [e for e in examples if e.longest <= max_tokens]
         dropped += [
             {"key": e.key, "reason": "longer than max_tokens", "evidence": f"{e.longest} tokens"}

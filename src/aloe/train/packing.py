@@ -135,13 +135,21 @@ def read_dialogues(path: Path) -> Iterator[TextRow]:
 
 
 def read_preferences(path: Path) -> Iterator[TextRow]:
-    """Rows `{prompt: text or messages, chosen: text, rejected: text}` of a Parquet or JSON Lines file."""
-    shape = "prompt (text or messages), chosen (text) and rejected (text)"
+    """Preference rows of a Parquet or JSON Lines file.
+
+    `{prompt: text or messages, chosen: text, rejected: text}`, or `chosen` and `rejected` as whole conversations that
+    differ in their last, assistant, turn (the shape of `argilla/dpo-mix-7k` and the like; `prompt` may be left out).
+    """
+    shape = "prompt (text or messages), chosen and rejected (texts, or conversations that share all but the last turn)"
     for number, row in read_dicts(path):
         where = f"{path}:{number}"
-        for name in ("prompt", "chosen", "rejected"):
+        for name in ("chosen", "rejected"):
             if name not in row:
                 raise _unreadable(where, name, shape, row)
+        if isinstance(row["chosen"], list):
+            row = _from_conversations(row, where)
+        if "prompt" not in row:
+            raise _unreadable(where, "prompt", shape, row)
         prompt = row["prompt"]
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
@@ -159,6 +167,24 @@ def read_preferences(path: Path) -> Iterator[TextRow]:
             raise AloeError("chosen and rejected are the same text", where=where, fix="delete the row")
         licence = str(row.get("licence") or "unknown")
         yield TextRow(_key(row), where, licence, messages, row["chosen"], row["rejected"])
+
+
+def _from_conversations(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row whose two sides are whole conversations, as prompt and two answers."""
+    chosen, rejected = (_messages(row[name], where, name) for name in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
+        raise AloeError(
+            "chosen and rejected don't share the conversation before their last turn",
+            where=where,
+            fix="delete the row, or give both sides the same turns up to the answer",
+        )
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if side[-1]["role"] != "assistant":
+            raise AloeError(
+                f"{name} ends with the role {side[-1]['role']!r}", where=where, fix="end it with the answer"
+            )
+    sides = {"chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}
+    return {**row, "id": row.get("id") or row_id(row), "prompt": chosen[:-1], **sides}
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -184,5 +210,5 @@ def _unreadable(where: str, missing: str, shape: str, row: dict[str, Any]) -> Al
     return AloeError(
         f"no field {missing!r}; this row has {', '.join(sorted(row)) or 'no fields'}",
         where=where,
-        fix=f"training reads rows with {shape}; run other shapes through a curate step first",
+        fix=f"training reads rows with {shape}; bring other shapes into this one first",
     )

@@ -48,6 +48,7 @@ class Sft(Step):
     makes: ClassVar[Kind] = "model"
 
     base: ModelRef
+    template: ModelRef | None = None  # a model whose chat template and tokenizer are used, for a base that has none
     # Share of each source among the rows trained on; one name alone means all of its rows. Without `max_rows` the
     # shares are kept exactly with as many rows as the scarcest source allows; no row is drawn twice.
     data: dict[DialoguesRef, Weight] = Field(min_length=1)
@@ -65,7 +66,7 @@ class Sft(Step):
     # float32 master weights either way. Pure bf16 weights lose small updates, so it isn't offered.
     precision: Precision = "bf16_autocast"
     # float32, because rounding to bf16 (8 bits of mantissa) would swallow later updates that are small beside the
-    # weight, as those of DPO and of a merge's deltas are. Round once, at the release.
+    # weight, as those of DPO and of a merge's deltas are.
     dtype_out: Literal["float32", "bfloat16"] = "float32"
 
     @field_validator("data", mode="before")
@@ -74,7 +75,8 @@ class Sft(Step):
         return {value: 1.0} if isinstance(value, str) else value
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        loaded = load(ctx.path(self.base), dtype="float32")
+        template_from = ctx.path(self.template) if self.template else None
+        loaded = load(ctx.path(self.base), dtype="float32", template_from=template_from)
         limit = positions_of(loaded.model, self.max_tokens)
         examples, report = gather(
             ctx,
@@ -91,7 +93,7 @@ class Sft(Step):
         first = stream([e.key for e in examples], self.epochs, ctx.seed, f"{self.verb} order")[:3]
         text = preview(loaded.tokenizer, [examples[i] for i in first])
         (ctx.out / "preview.txt").write_text(text, encoding="utf-8")
-        ctx.log(text)
+        ctx.log(preview(loaded.tokenizer, [examples[first[0]]]) + "  two more: preview.txt")
         settings = Settings(
             epochs=self.epochs,
             batch=self.batch_rows,
