@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder to work in and leave behind, instead of a temporary one")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=ROOT / "out" if (ROOT / "out").exists() else None) as folder:
+    kept = nullcontext(str(options.keep)) if options.keep else tempfile.TemporaryDirectory(dir=ROOT)
+    with kept as folder:
         env = {**os.environ, "ALOE_HOME": str(Path(folder) / "home")}
         out = ["--out", str(Path(folder) / "out")]
         recipe = str(RECIPE)

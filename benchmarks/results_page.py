@@ -10,6 +10,7 @@ from aloe.evaluate.table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+OPEN, CLOSE = "<!-- output of the demo: make results -->", "<!-- end of output -->"
 
 
 def main() -> None:
@@ -18,7 +19,25 @@ def main() -> None:
         data = json.loads(path.read_text(encoding="utf-8"))
         render = {"demo": demo, "judge_calibration": judge}.get(path.stem, plain)
         parts += ["", *render(data), "", f"Stored in [{path.name}](../benchmarks/results/{path.name})."]
+        if path.stem == "demo":
+            readme(data)
     (ROOT / "docs" / "results.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def readme(data: dict[str, Any]) -> None:
+    """Put the stored output of the demo into README.md, between its markers."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split(OPEN, 1)
+    _, after = rest.split(CLOSE, 1)
+    first, second = data["first_run"], data["second_run"]
+    about = (
+        f"On {place(data['machine'])}, `aloe run recipes/demo.yaml` took {first['seconds'] / 60:.1f} minutes and "
+        f"{first['peak_bytes'] / 1e9:.1f} GB at peak; the second time, with all fresh, {second['seconds']:.0f} "
+        "seconds. It ends with:"
+    )
+    printed = "\n".join(line.rstrip() for line in data["printed"]).strip()
+    text = f"{before}{OPEN}\n{about}\n\n```text\n{printed}\n```\n{CLOSE}{after}"
+    path.write_text(text, encoding="utf-8")
 
 
 def place(machine: dict[str, Any]) -> str:

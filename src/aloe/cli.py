@@ -30,6 +30,7 @@ def main() -> None:
     """Entry point: user errors become one message and exit code 2, an interrupt 130; our bugs keep their traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours show what matters
     try:
         app()
     except AloeError as error:

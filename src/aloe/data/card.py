@@ -6,36 +6,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aloe import licence
+from aloe.errors import AloeError
 from aloe.records import Row
 
-# From free to strict; a licence takes the rank of the first prefix it starts with. What is not listed counts as
-# unknown, which is the strictest: nobody may assume a permission that nobody stated.
-STRICTNESS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("public domain", ("cc0", "pddl", "unlicense", "public-domain", "pdm")),
-    ("attribution", ("mit", "apache", "bsd", "isc", "cc-by-1", "cc-by-2", "cc-by-3", "cc-by-4", "odc-by")),
-    ("share-alike", ("cc-by-sa", "gpl", "lgpl", "agpl", "odbl", "gfdl", "mpl")),
-    ("non-commercial", ("cc-by-nc",)),
-    ("no derivatives", ("cc-by-nd", "cc-by-nc-nd")),
-    ("unknown", ("",)),
-)
 _SIZES = (("n<1K", 1_000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000))
 
 
-def strictness(licence: str) -> tuple[int, str]:
-    """(rank, class) of a licence; a higher rank permits less."""
-    found = [
-        (len(prefix), rank, name)
-        for rank, (name, prefixes) in enumerate(STRICTNESS)
-        for prefix in prefixes
-        if licence.startswith(prefix)
-    ]
-    _, rank, name = max(found)
-    return rank, name
-
-
 def strictest(licences: Sequence[str]) -> str:
-    """The licence that permits least; by name among equals."""
-    return max(sorted(set(licences)), key=lambda licence: strictness(licence)[0])
+    """The loosest licence that all rows together may be under; `unknown` where one is unknown or two clash."""
+    try:
+        return licence.strictest(licences)
+    except AloeError:  # a set may be kept and looked at all the same; it is its release that is refused
+        return "unknown"
 
 
 def lengths(texts: Sequence[str]) -> dict[str, float]:
@@ -72,7 +55,7 @@ def dataset_card(
     header = [
         "---",
         f"pretty_name: {title}",
-        f"license: {'other' if strictness(hardest)[1] == 'unknown' else hardest}",
+        f"license: {'other' if hardest == 'unknown' or ' AND ' in hardest else hardest}",
         "language:",
         "- en",
         "task_categories:",
@@ -94,8 +77,8 @@ def dataset_card(
         "",
         about,
         "",
-        f"{len(rows)} rows. The strictest licence among them is **{hardest}** ({strictness(hardest)[1]}): the set as a "
-        "whole may not be used more freely than that.",
+        f"{len(rows)} rows. What all of them allow together is **{hardest}**: the set as a whole may not be used more "
+        "freely than that.",
         "",
         "## Sources",
         "",

@@ -15,7 +15,7 @@ from pathlib import Path
 from aloe.digests import digest_json
 from aloe.generate.engine import Engine, Reply, Request, Score, ScoreRequest, Tick
 
-CHUNK = 16  # replies written per transaction: what a kill can cost at most
+CHUNK = 16  # replies asked for and written at once where the engine states no batch: what a kill can cost at most
 
 
 class LedgerEngine:
@@ -25,6 +25,7 @@ class LedgerEngine:
         self.engine, self.precision = engine, precision
         self.name, self.model_digest, self.template_digest = engine.name, engine.model_digest, engine.template_digest
         self.hits = self.calls = 0
+        self._chunk = int(getattr(engine, "max_batch", CHUNK))  # whole batches: a half-empty one costs the same
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, timeout=60)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -73,8 +74,8 @@ class LedgerEngine:
             tick(len(replies), 0)
         # The engine batches best when it sees neighbours together, so chunks follow length order of the prompts.
         open_.sort(key=lambda i: (json.dumps(requests[i].messages)[:200], i))
-        for start in range(0, len(open_), CHUNK):
-            part = open_[start : start + CHUNK]
+        for start in range(0, len(open_), self._chunk):
+            part = open_[start : start + self._chunk]
             fresh = self.engine.generate([requests[i] for i in part], tick)
             replies.update(zip(part, fresh, strict=True))
             self._put([(keys[i], json.dumps(asdict(r))) for i, r in zip(part, fresh, strict=True) if r.error is None])
