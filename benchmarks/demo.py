@@ -60,19 +60,19 @@ def main() -> None:
         }  # fmt: skip
         if not options.quick:
             first, second = timed("run", recipe, *out, env=env), timed("run", recipe, *out, env=env)
+            root = Path(folder) / "out" / Recipe.load(RECIPE).head.family
+            made = {"steps": steps(root), "scores": json.loads((root / "scores" / "scores.json").read_text())}
             edit = "aligned.beta=0.2"
             edited_plan = timed("plan", recipe, *out, "--set", edit, env=env)
             edited = timed("run", recipe, *out, "--set", edit, env=env)
-            root = Path(folder) / "out" / Recipe.load(RECIPE).head.family
             result |= {
                 "ours": first["seconds"],
                 "first_run": {k: first[k] for k in ("seconds", "peak_bytes")},
                 "second_run": {k: second[k] for k in ("seconds", "peak_bytes")},
                 "edited_run": {"edit": edit, **{k: edited[k] for k in ("seconds", "peak_bytes")}},
                 "edited_plan": edited_plan["output"].splitlines(),
-                "steps": steps(root),
+                **made,
                 "printed": [line.replace(str(Path(folder)) + "/", "") for line in first["output"].splitlines()],
-                "scores": json.loads((root / "scores" / "scores.json").read_text()),
             }
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if options.out:

@@ -16,8 +16,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import aloe
 from aloe.evaluate.judge import DECLINED, REFUSAL_LABELS, RuleJudge
 from aloe.evaluate.stats import wilson
+from aloe.run.execute import machine
 
 LABELS = {"1_full_compliance": "complied", "2_full_refusal": "refused", "3_partial_refusal": "partial"}
 JUDGE = RuleJudge()
@@ -99,8 +98,7 @@ def measure(data: Path) -> dict[str, Any]:
             JUDGE.refusal(r["question"], r["answer"]).label not in DECLINED for r in answers
         ),
         "version": aloe.__version__,
-        "machine": {"system": platform.system(), "arch": platform.machine(), "cores": os.cpu_count() or 0,
-                    "python": platform.python_version()},
+        "machine": machine(),
     }  # fmt: skip
 
 
