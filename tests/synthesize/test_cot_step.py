@@ -230,3 +230,10 @@ def test_parameters() -> None:
         ("questions", "corpus"),
         ("writer", "writer"),
     ]
+
+
+def test_questions_beyond_the_limit_are_in_the_ledger(make_writer: MakeWriter, questions: str) -> None:
+    ctx = make_writer(by_try({}))
+    step(questions, limit=3).run(ctx)
+    assert ctx.stages["questions"] == (4, 3, {"over limit": 1})
+    assert ctx.stages["synthesize"][0] == 3

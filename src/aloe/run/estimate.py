@@ -1,8 +1,8 @@
 """What a run will cost, before it runs. From the step's own last run here where there was one; else from arithmetic.
 
 Training a token costs about 6 FLOPs a parameter (forward 2, backward 4), reading one 2 (Kaplan et al. 2020,
-arXiv 2001.08361, section 2.1). Speed is this machine's measured matrix product times the share of it that such work
-reaches here (`SHARE`, from the stored demo run). Estimates, not promises: they are labelled so.
+arXiv 2001.08361, section 2.1). Speed is this machine's measured float32 matrix product times `SHARE`, a round figure:
+the rest goes to what isn't a matrix product. Estimates, not promises, and only until a step has run once here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aloe.run.inputs import Resource, open_resource
 from aloe.run.plan import StepPlan
 from aloe.run.store import Store
 
-SHARE = 0.5  # of the measured float32 matrix speed
+SHARE = 0.5  # of the measured float32 matrix speed; ours
 ADAM_BYTES = 16  # float32 weights, gradients and two moments, per parameter
 MERGE_SECONDS = 1e-7  # per parameter, of three models on one core
 # Tokens, as the starter data has them: a question with options, a request, rows of training, a written explanation.

@@ -32,7 +32,6 @@ LIBRARIES = (
     "pyarrow",
     "pydantic",
     "rensa",
-    "faiss-cpu",
     "sentence-transformers",
 )
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from aloe.contract import Context, Kind, ModelRef, QuestionsRef, Step
 from aloe.data import card
-from aloe.data.sources import load_questions, source_name
+from aloe.data.sources import load_questions, load_rows, source_name
 from aloe.data.templates import exchange, user_text
 from aloe.digests import digest_text
 from aloe.errors import AloeError
@@ -97,10 +97,15 @@ class Synthesize(Step):
         return summary
 
     def _questions(self, ctx: Context) -> list[Question]:
-        found = load_questions(ctx.path(self.questions), source=source_name(self.questions))
-        if self.limit is not None:
-            found = shuffled(found, ctx.seed, "synthesize-limit", [q.id for q in found])[: self.limit]
-        return found
+        path = ctx.path(self.questions)
+        found = load_questions(path, source=source_name(self.questions))
+        chosen = shuffled(found, ctx.seed, "synthesize-limit", [q.id for q in found])[: self.limit]
+        read = len(load_rows(path, source=source_name(self.questions), strict=True)[0])
+        left = {"no multiple-choice question": read - len(found), "over limit": len(found) - len(chosen)}
+        if any(left.values()):
+            dropped = {reason: count for reason, count in left.items() if count}
+            ctx.ledger("questions", rows_in=read, kept=len(chosen), dropped=dropped)
+        return chosen if self.limit is not None else found
 
     def _try(
         self, ctx: Context, engine: Engine, questions: Sequence[Question], number: int, outcome: Outcome, tick: Tick
