@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -86,12 +86,17 @@ def test_files_are_rooms_one_can_oversee(path: Path) -> None:
 
 
 def models_in(step: type[Step]) -> list[type[BaseModel]]:
-    """A step's class and the parameter groups inside it."""
-    found: list[type[BaseModel]] = [step]
-    module = inspect.getmodule(step)
-    for _, cls in inspect.getmembers(module, inspect.isclass):
-        if issubclass(cls, BaseModel) and cls is not step and cls.__module__ == step.__module__:
-            found.append(cls)
+    """A step's class and every parameter group inside it, wherever that is declared."""
+    found: list[type[BaseModel]] = []
+    todo: list[object] = [step]
+    while todo:
+        hint = todo.pop()
+        if isinstance(hint, type) and issubclass(hint, BaseModel):
+            if hint not in found:
+                found.append(hint)
+                todo += [f.annotation for f in hint.model_fields.values()]
+        else:
+            todo += get_args(hint)
     return found
 
 
