@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from aloe.errors import AloeError
 from aloe.models import sources
-from aloe.models.load import load
+from aloe.models.load import load, load_template
 from aloe.models.sources import PACKAGED, digest_model, materialise, packaged_file, resolve
 
 
@@ -128,6 +128,19 @@ def test_gguf_files_resolve_and_damaged_packages_are_refused(tmp_path: Path, mon
     monkeypatch.setattr(sources, "packaged_file", lambda name: path)
     with pytest.raises(AloeError, match="sha256"):
         materialise(resolve("smollm2-135m-instruct"))
+
+
+def test_a_saved_tokenizer_has_the_same_bytes_offline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saved(name: str, offline: bool) -> dict[str, bytes]:
+        with monkeypatch.context() as setting:
+            setting.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+            tokenizer, _ = load_template(folder)
+            sources.save_tokenizer(tokenizer, tmp_path / name)
+        return {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+
+    assert saved("offline", True) == saved("online", False)
 
 
 @pytest.mark.model

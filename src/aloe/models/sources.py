@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -211,7 +211,7 @@ def convert_gguf(gguf: Path, target: Path, licence: str) -> None:
         )
         model.config._name_or_path = ""  # the GGUF's own title, which is no place to load from
         model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        save_tokenizer(tokenizer, aside)
         (aside / "README.md").write_text(
             f"---\nlicense: {licence}\n---\nConverted from {name} (GGUF, dequantised to bfloat16).\n"
         )
@@ -223,6 +223,17 @@ def convert_gguf(gguf: Path, target: Path, licence: str) -> None:
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_tokenizer(tokenizer: Any, out: Path) -> None:
+    """Save a tokenizer with the same bytes whatever the environment.
+
+    transformers records whether HF_HUB_OFFLINE was set, which would give equal models different digests.
+    """
+    tokenizer.save_pretrained(out)
+    path = out / "tokenizer_config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"local_files_only": true', '"local_files_only": false'), encoding="utf-8")
 
 
 def fetch_hub(name: str, revision: str) -> Path:

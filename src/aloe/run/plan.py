@@ -150,7 +150,10 @@ def plan_step(
     current = store.current(name)
     settings = settings_of(graph, step)
     if waiting:
-        reasons = list(dict.fromkeys(f"input {w} is made or fetched first" for w in waiting))
+        makes = [w for w in dict.fromkeys(waiting) if w in planned]
+        fetches = [w for w in dict.fromkeys(waiting) if w not in planned]
+        reasons = [f"waits for {', '.join(makes)}"] if makes else []
+        reasons += [f"to be fetched or converted: {', '.join(fetches)}"] if fetches else []
         if current is not None:
             reasons = [*differences(current, step, settings, inputs), *reasons]
         made_anew = current is not None and not any(w in planned and planned[w].state == "runs" for w in waiting)

@@ -44,11 +44,9 @@ def print_plan(recipe: Any, out: Path) -> None:
     console = _console()
     console.print(table)
     todo = [i for i in planned if i.state in ("runs", "after")]
-    console.print(
-        f"\n{len(planned) - len(todo)} fresh, {len(todo)} to run"
-        + (f", about {_time(sum(guessed[i.name].seconds for i in todo))}" if todo else "")
-        + "."
-    )
+    known = sum(guessed[i.name].seconds for i in todo)
+    about = f", about {_time(known)}" if known else ""
+    console.print(f"\n{len(planned) - len(todo)} fresh, {len(todo)} to run{about}.")
     if todo:
         console.print(
             "Times come from the same step's last run here where there was one, else from parameters x tokens "
@@ -65,7 +63,7 @@ def _tokens(count: int) -> str:
 
 def _time(seconds: float) -> str:
     if not seconds:
-        return "?"
+        return ""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -21,6 +21,7 @@ import torch
 from aloe.contract import Context
 from aloe.errors import AloeError
 from aloe.models.load import DTYPES, Loaded
+from aloe.models.sources import save_tokenizer
 from aloe.rows import write_parquet
 from aloe.train.logprobs import row_logprobs
 from aloe.train.packing import Example, PackedRow, TextRow, pack
@@ -299,7 +300,7 @@ def save(loaded: Loaded, out: Path, dtype: str) -> None:
             raise AloeError(f"training left NaN or infinite weights in {name}", fix="lower lr or lengthen the warm-up")
     loaded.model.config._name_or_path = ""  # a path of this machine otherwise
     loaded.model.to(DTYPES[dtype]).save_pretrained(out)
-    loaded.tokenizer.save_pretrained(out)
+    save_tokenizer(loaded.tokenizer, out)
     if (loaded.folder / "generation_config.json").exists():
         shutil.copyfile(loaded.folder / "generation_config.json", out / "generation_config.json")
 
