@@ -61,7 +61,11 @@ def main() -> None:
         if not options.quick:
             first, second = timed("run", recipe, *out, env=env), timed("run", recipe, *out, env=env)
             root = Path(folder) / "out" / Recipe.load(RECIPE).head.family
-            made = {"steps": steps(root), "scores": json.loads((root / "scores" / "scores.json").read_text())}
+            made = {
+                "steps": steps(root),
+                "scores": json.loads((root / "scores" / "scores.json").read_text()),
+                "comparisons": json.loads((root / "scores" / "comparisons.json").read_text()),
+            }
             edit = "aligned.beta=0.2"
             edited_plan = timed("plan", recipe, *out, "--set", edit, env=env)
             edited = timed("run", recipe, *out, "--set", edit, env=env)

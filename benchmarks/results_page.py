@@ -66,7 +66,9 @@ def demo(data: dict[str, Any]) -> list[str]:
         )
     lines += [
         "",
-        "Scores, value [95% interval] n. At 135M parameters letter accuracy is chance; see the intervals.",
+        "Scores of one run, value [95% interval] n. At 135M parameters letter accuracy is chance; see the intervals.",
+        "Over-refusal is on items whose replies the judge's rules were adjusted to ([log](log.md)): no independent "
+        "figure.",
         "",
     ]
     return [*lines, markdown_table(data["scores"])]
