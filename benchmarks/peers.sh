@@ -1,23 +1,30 @@
 #!/bin/sh
 # The tools that aloe is measured against, each in its own environment under $ALOE_PEERS.
+#   sh benchmarks/peers.sh            all of them
+#   sh benchmarks/peers.sh datatrove  only those named
 set -eu
 home=${ALOE_PEERS:-$HOME/.cache/aloe-peers}
 python=${PYTHON:-python3}
+wanted=" $* "
 mkdir -p "$home"
 
-peer() { # name, then what to install
+peer() { # name, then what to install; PyTorch comes first, without CUDA where there is such a wheel, if `torch` is named
   name=$1; shift
-  [ -e "$home/$name/.ready" ] && { echo "$name: ready"; return; }
+  case $wanted in "  " | *" $name "*) ;; *) return 0 ;; esac
+  [ -e "$home/$name/.ready" ] && { echo "$name: ready"; return 0; }
   "$python" -m venv "$home/$name"
-  "$home/$name/bin/pip" install --quiet torch==2.13.0+cpu || "$home/$name/bin/pip" install --quiet torch==2.13.0
+  if [ "$1" = torch ]; then
+    shift
+    "$home/$name/bin/pip" install --quiet torch==2.13.0+cpu || "$home/$name/bin/pip" install --quiet torch==2.13.0
+  fi
   "$home/$name/bin/pip" install --quiet "$@"
   touch "$home/$name/.ready"
   echo "$name: installed"
 }
 
-peer trl trl
-peer mergekit mergekit
-peer lm-eval "lm-eval[hf]"
+peer trl torch trl
+peer mergekit torch mergekit
+peer lm-eval torch "lm-eval[hf]"
 peer inspect inspect-ai
-peer datatrove "datatrove[processing]"
-peer text-dedup text-dedup
+peer datatrove "datatrove[processing]==0.10.1" orjson  # orjson: its JSON Lines reader asks for it, no extra brings it
+peer text-dedup text-dedup==0.4.0

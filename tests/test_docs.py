@@ -16,6 +16,7 @@ from typer.main import get_command
 from aloe.cli import app
 from aloe.contract import Ref, Step
 from aloe.evaluate.judge import RuleJudge
+from aloe.generate.server_spec import ServerSpec
 from aloe.licence import LICENCES
 from aloe.recipe import EngineSettings, Head, Launch, Recipe, read_value
 from aloe.steps import VERBS
@@ -125,7 +126,7 @@ def code(cell: str) -> str:
 
 
 CLASSES = [(verb, cls) for verb, step in VERBS.items() for cls in models_in(step)]
-HEADS = [(DOCS / "recipe.md", cls) for cls in (Head, EngineSettings, Launch)]
+HEADS = [*((DOCS / "recipe.md", cls) for cls in (Head, EngineSettings, Launch)), (DOCS / "servers.md", ServerSpec)]
 TABLES = [*((PAGES[verb], cls) for verb, cls in CLASSES), *HEADS]
 
 

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # One line each for a direction that a table of rooms can't express, with its reason.
 EXCEPTIONS = {
     ("run/summary.py", "evaluate"): "prints the score table that the card prints",
+    ("run/stage.py", "data"): "runs one stage of curation on a plain file",
     ("release/step.py", "safety"): "renders the pure risk register of `safety/risk.py`",
     ("run/talk.py", "prompting"): "`aloe ask --strategy` uses the prompt library",
 }

@@ -173,29 +173,79 @@ def report(
     print(write_report(artifact.resolve(), out or Path(f"{name}.html")))
 
 
+Parameters = Annotated[list[str] | None, typer.Argument(help="A YAML file, or key=value (YAML values).")]
+Licence = Annotated[str, typer.Option(help="Licence of what is made.")]
+
+
 def _verb_command(verb: str) -> None:
     """`aloe VERB`: a one-step recipe, built and run. There is one path through the code."""
     name = verb.replace("_", "-")
 
     @app.command(name=name, help=f"Run `{verb}` alone: parameters from a YAML file and key=value pairs.")
     def alone(
-        parameters: Annotated[list[str] | None, typer.Argument(help="A YAML file, or key=value (YAML values).")] = None,
+        parameters: Parameters = None,
         out: Out = Path("out"),
-        licence: Annotated[str, typer.Option(help="Licence of what is made.")] = "cc-by-nc-4.0",
+        licence: Licence = "cc-by-nc-4.0",
         seed: int = 0,
         family: Annotated[str, typer.Option(help="Names the folder below OUT.")] = name,
         quiet: Quiet = False,
     ) -> None:
-        from aloe.recipe import Recipe
-        from aloe.run.execute import run_recipe
-        from aloe.run.progress import Console
+        _one_step(verb, parameters, out, licence, seed, family, quiet)
 
-        values: dict[str, Any] = {}
-        for part in parameters or []:
-            _into(values, _parameters(part))
-        recipe = Recipe.parse({"family": family, "licence": licence, "seed": seed, "steps": {name: {verb: values}}})
-        result = run_recipe(recipe, out=out, console=Console(quiet))
-        print(result.root / name)
+
+def _one_step(
+    verb: str, parameters: list[str] | None, out: Path, licence: str, seed: int, family: str, quiet: bool
+) -> None:
+    from aloe.recipe import Recipe
+    from aloe.run.execute import run_recipe
+    from aloe.run.progress import Console
+
+    name = verb.replace("_", "-")
+    values = _values(parameters or [])
+    recipe = Recipe.parse({"family": family, "licence": licence, "seed": seed, "steps": {name: {verb: values}}})
+    result = run_recipe(recipe, out=out, console=Console(quiet))
+    print(result.root / name)
+
+
+@app.command()
+def curate(
+    parameters: Annotated[
+        list[str] | None,
+        typer.Argument(help="A YAML file, or key=value (YAML values). With --only: INPUT OUTPUT [key=value ...]."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="One stage on a plain file: clean, phi, dedup, decontaminate, quality, diversity, template, mix."
+        ),
+    ] = None,
+    out: Out = Path("out"),
+    licence: Licence = "cc-by-nc-4.0",
+    seed: int = 0,
+    family: Annotated[str, typer.Option(help="Names the folder below OUT.")] = "curate",
+    quiet: Quiet = False,
+) -> None:
+    """Run `curate` alone: parameters from a YAML file and key=value pairs. `--only STAGE INPUT OUTPUT` runs one stage
+    on a plain file."""
+    if only is None:
+        _one_step("curate", parameters, out, licence, seed, family, quiet)
+        return
+    from aloe.run.stage import curate_stage
+
+    files, settings = (parameters or [])[:2], (parameters or [])[2:]
+    if len(files) < 2 or any("=" in f for f in files):
+        raise AloeError(
+            "--only takes an input and an output file first",
+            fix=f"aloe curate --only {only} in.jsonl out.parquet [key=value ...]",
+        )
+    curate_stage(only, Path(files[0]), Path(files[1]), _values(settings), seed, quiet)
+
+
+def _values(parameters: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for part in parameters:
+        _into(values, _parameters(part))
+    return values
 
 
 def _into(values: dict[str, Any], more: dict[str, Any]) -> None:
@@ -225,5 +275,7 @@ def _parameters(part: str) -> dict[str, Any]:
     return dict(value)
 
 
-for _verb in ("curate", "synthesize", "sft", "merge", "dpo", "red_team_pairs", "evaluate", "red_team"):
+for _verb in (
+    "synthesize", "rewrite", "preference_pairs", "sft", "merge", "dpo", "red_team_pairs", "evaluate", "red_team",
+):  # fmt: skip
     _verb_command(_verb)

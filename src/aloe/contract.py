@@ -2,7 +2,7 @@
 
 A step is a frozen pydantic model that does nothing when constructed. A parameter annotated with a `Ref` may name
 another step of the recipe (an edge of the graph) or a resource outside it (a packaged model, a folder, a file,
-a hub id, `starter/<name>`). `run(ctx)` reads inputs through `ctx`, writes only under `ctx.out`, and returns a
+a hub id, `starter/<name>`, a server). `run(ctx)` reads inputs through `ctx`, writes only under `ctx.out`, and returns a
 JSON-able summary of what it made.
 """
 
@@ -22,11 +22,13 @@ Kind = Literal["questions", "dialogues", "preferences", "attacks", "model", "sco
 @dataclass(frozen=True)
 class Ref:
     """Marks a parameter whose value names an input. `kinds` are the artifact kinds it accepts; `resource` says what
-    a value that names no step is: a `model` (packaged name, folder, GGUF file, hub id) or `rows` (starter set, file,
-    datasets folder, hub id). `collect` marks evidence, which may be any artifact."""
+    a value that names no step is: a `model` (packaged name, folder, GGUF file, hub id; a server where the step only
+    asks it) or `rows` (starter set, file, datasets folder, hub id); None (evidence) stands for steps alone. `served`
+    is what the recipe says of the server that the value names (an `aloe.generate.server_spec.ServerSpec`)."""
 
     kinds: tuple[Kind, ...]
     resource: Literal["model", "rows"] | None
+    served: Any = None
 
 
 ModelRef = Annotated[str, Ref(("model", "release"), "model")]
@@ -55,6 +57,11 @@ class Step(BaseModel):
     makes: ClassVar[Kind]
     # Which of the recipe's own fields the output depends on; they enter the fingerprint beside the parameters.
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed",)
+
+    @classmethod
+    def needs_weights(cls) -> bool:
+        """Whether a `ModelRef` here must lead to weights: what makes a model out of one can't do so over a wire."""
+        return cls.makes in ("model", "release")
 
     def run(self, ctx: Context) -> dict[str, Any]:
         """Do the work; write under `ctx.out` only; return the summary that goes into the manifest."""
@@ -104,7 +111,7 @@ class Context(Protocol):
 
     def engine(self, ref: str) -> Any:
         """A generation engine (aloe.generate.engine.Engine) over a model input, with the request ledger behind it.
-        The last one asked for stays loaded; asking for another releases it."""
+        The last local one asked for stays loaded; asking for another releases it. A server costs nothing to keep."""
         ...
 
     def ledger(self, stage: str, *, rows_in: int, kept: int, dropped: dict[str, int]) -> None:

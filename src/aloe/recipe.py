@@ -9,15 +9,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aloe.contract import Ref, Step, references
 from aloe.errors import AloeError
+from aloe.generate.server_spec import ServerSpec, direct, is_direct
 from aloe.licence import LICENCES, known
 from aloe.recipe_file import LinePath, parse_yaml, read_value
 from aloe.steps import VERBS
@@ -48,6 +49,7 @@ class Head(BaseModel):
     licence: str
     engine: EngineSettings = EngineSettings()
     launch: Launch = Launch()
+    servers: dict[str, ServerSpec] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ class Recipe:
         where = _Where(str(path) if path else "recipe", lines or {})
         if not isinstance(raw, dict):
             raise AloeError("a recipe is a map with family, licence and steps", where=where())
-        head = _build(Head, {k: v for k, v in raw.items() if k != "steps"}, where, (), "recipe", {"steps"})
+        fields = {k: v for k, v in raw.items() if k != "steps"}
+        if "servers" in fields:
+            fields["servers"] = _servers(fields["servers"], raw.get("steps"), where)
+        head = _build(Head, fields, where, (), "recipe", {"steps"})
         if not re.fullmatch(r"[\w.-]+", head.family):
             raise AloeError(
                 f"family {head.family!r} must be a folder name",
@@ -105,7 +110,7 @@ class Recipe:
                 fix=f"known licences: {', '.join(sorted(LICENCES))}",
             )
         steps = _steps(raw.get("steps"), where)
-        edges, outside = _edges(steps, where)
+        edges, outside = _edges(steps, head.servers, where)
         return cls(path, head, steps, edges, outside, _sort(edges, where), dict(lines or {}))
 
     def line(self, *path: str | int) -> str:
@@ -136,12 +141,17 @@ class Recipe:
         return value
 
     def dump(self, names: Iterable[str]) -> str:
-        """The recipe of these steps as YAML with every default written out."""
+        """The recipe of these steps, and the servers they ask, as YAML with every default written out."""
+        names = set(names)
         head = self.head.model_dump(mode="json")
+        asked = {ref for n in names for _, ref, mark in self.outside[n] if mark.served is not None}
+        head["servers"] = {name: spec for name, spec in head["servers"].items() if name in asked}
+        if not head["servers"]:
+            del head["servers"]
         steps = {
             n: {self.steps[n].verb: self.steps[n].model_dump(mode="json", by_alias=True)}
             for n in self.order
-            if n in set(names)
+            if n in names
         }
         return yaml.safe_dump({**head, "steps": steps}, sort_keys=False, allow_unicode=True, width=100)
 
@@ -190,6 +200,21 @@ def _override(raw: Any, assignment: str) -> None:
     for part in rest[:-1]:
         target = target.setdefault(part, {})
     target[rest[-1]] = value
+
+
+def _servers(raw: Any, steps: Any, where: _Where) -> dict[str, ServerSpec]:
+    """The map `servers`, each entry checked by itself so that an error names its line."""
+    if not isinstance(raw, dict):
+        raise AloeError("`servers` is a map of named servers", where=where("servers"), fix="see docs/servers.md")
+    servers = {}
+    for name, body in raw.items():
+        spot = where("servers", name)
+        if not re.fullmatch(r"[A-Za-z][\w.-]*", str(name)):
+            raise AloeError(f"server name {name!r} must be a word", where=spot, fix="start with a letter")
+        if isinstance(steps, dict) and name in steps:
+            raise AloeError(f"{name!r} names a server and a step", where=spot, fix="rename one of them")
+        servers[str(name)] = _build(ServerSpec, body, where, ("servers", name), f"servers.{name}")
+    return servers
 
 
 def _steps(raw: Any, where: _Where) -> dict[str, Step]:
@@ -285,7 +310,7 @@ def _flatten(hints: Iterable[Any]) -> list[Any]:
 
 
 def _edges(
-    steps: dict[str, Step], where: _Where
+    steps: dict[str, Step], servers: Mapping[str, ServerSpec], where: _Where
 ) -> tuple[dict[str, list[Edge]], dict[str, list[tuple[str, str, Ref]]]]:
     edges: dict[str, list[Edge]] = {}
     outside: dict[str, list[tuple[str, str, Ref]]] = {}
@@ -303,6 +328,10 @@ def _edges(
                         fix=f"steps that fit: {', '.join(fitting) or 'none yet'}",
                     )
                 edges[name].append(Edge(field_path, value))
+            elif value in servers or is_direct(value):
+                _refuse_server(step, mark, f"{name}.{field_path}", value, spot)
+                spec = servers[value] if value in servers else direct(value)
+                outside[name].append((field_path, value, replace(mark, served=spec)))
             elif mark.resource is None:
                 raise AloeError(
                     f"{name}.{field_path} names no step {value!r}{_nearest(value, steps)}",
@@ -312,6 +341,18 @@ def _edges(
             else:
                 outside[name].append((field_path, value, mark))
     return edges, outside
+
+
+def _refuse_server(step: Step, mark: Ref, label: str, value: str, spot: str) -> None:
+    """A server can be asked; it has no weights to train, merge or release, and no rows."""
+    if mark.resource == "model" and not step.needs_weights():
+        return
+    wants, fix = {
+        "model": ("weights", "name a folder, a GGUF file, a packaged model, a hub id or a step that makes a model"),
+        "rows": ("rows", "name a file, a data set or a step that makes rows"),
+        None: ("a step", "name a step of the recipe"),
+    }[mark.resource]
+    raise AloeError(f"{label} takes {wants}, but {value!r} is a server, which can only be asked", where=spot, fix=fix)
 
 
 def _split_path(field_path: str) -> list[str | int]:

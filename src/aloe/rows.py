@@ -1,13 +1,19 @@
 """Rows in and out: Parquet (zstd) and JSON Lines, gzip or plain. Nested values travel as JSON text in Parquet columns
-named in the schema metadata, so `datasets` and duckdb open the files and nothing is lost on the way back."""
+named in the schema metadata, so `datasets` and duckdb open the files and nothing is lost on the way back.
+
+Reading is lazy: a text file line by line, a Parquet file by record batches. A file that can't be read (cut off, in
+another encoding, damaged) is an error that names it and how far reading came.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,30 +23,120 @@ from aloe.records import Row
 
 R = TypeVar("R", bound=Row)
 JSON_COLUMNS = b"aloe.json_columns"
+BATCH_ROWS = 1024  # of a Parquet file, decoded at a time
+UTF8_BOM = b"\xef\xbb\xbf"
+_OTHER_BOMS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
+               (b"\xfe\xff", "UTF-16"))  # fmt: skip
+_HEAD = 4096  # bytes looked at to tell the encoding
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+
+def byte_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (line number from 1, line with its break, its size in bytes) of a text file, plain, `.gz` or `.zst`.
+
+    A UTF-8 byte order mark is taken off. Of a line over `limit` bytes only the start comes, with the size of the
+    whole, so no line takes more memory than that.
+
+    Raises:
+        AloeError: no such file; another encoding than UTF-8; lines that end in a carriage return alone; compressed
+            data that is damaged or ends in the middle.
+    """
+    number = 0
+    try:
+        with _open(path) as handle:
+            _check_encoding(handle.peek(_HEAD)[:_HEAD], path)
+            most = -1 if limit is None else limit + 1
+            while line := handle.readline(most):
+                number, size = number + 1, len(line)
+                if limit is not None and size > limit:
+                    ended = line.endswith(b"\n")
+                    while not ended and (more := handle.readline(1 << 20)):
+                        size, ended = size + len(more), more.endswith(b"\n")
+                    line = line[:limit]
+                if number == 1 and line.startswith(UTF8_BOM):
+                    line, size = line[len(UTF8_BOM) :], size - len(UTF8_BOM)
+                yield number, line, size
+    except OSError as cause:
+        raise _unreadable(path, number, cause) from None
+    except (EOFError, zlib.error) as cause:
+        raise _unreadable(path, number, cause) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole of a text file, plain or compressed, without its byte order mark; errors as of `byte_lines`."""
+    return b"".join(line for _, line, _ in byte_lines(path))
+
+
+def _open(path: Path) -> BufferedReader:
+    if not path.exists():
+        raise AloeError("no such file", where=str(path), fix="check the path; it is read relative to where aloe runs")
+    if path.suffix == ".zst":
+        return BufferedReader(cast("Any", pa.input_stream(str(path), compression="zstd")))
+    return BufferedReader(cast("Any", gzip.GzipFile(path, "rb") if path.suffix == ".gz" else FileIO(path, "rb")))
+
+
+def _check_encoding(head: bytes, path: Path) -> None:
+    found = next((name for mark, name in _OTHER_BOMS if head.startswith(mark)), None)
+    if found is None and len(head) >= 4:  # text in UTF-16 without a mark: every second byte is zero
+        halves = head[0::2].count(0), head[1::2].count(0)
+        found = "UTF-16" if max(halves) > 0.4 * (len(head) / 2) and min(halves) == 0 else None
+    if found:
+        raise AloeError(
+            f"the file is in {found}, not UTF-8", where=str(path), fix=f"convert it: iconv -f {found} -t UTF-8 IN > OUT"
+        )
+    if b"\r" in head[:-1] and b"\n" not in head:
+        raise AloeError(
+            "lines end in a carriage return alone", where=str(path), fix="convert it: tr '\\r' '\\n' < IN > OUT"
+        )
+
+
+def _unreadable(path: Path, lines: int, cause: Exception) -> AloeError:
+    if path.suffix in (".gz", ".zst") and (not isinstance(cause, OSError) or cause.errno is None):
+        cut = isinstance(cause, EOFError) or "runcated" in str(cause)
+        what = "ends in the middle" if cut else f"is damaged or not {path.suffix[1:]} data ({cause})"
+        return AloeError(
+            f"the compressed file {what}: {lines} lines could be read before",
+            where=str(path),
+            fix="fetch or copy the file again; nothing of a cut file is used",
+        )
+    return AloeError(f"can't be read ({cause.strerror if isinstance(cause, OSError) else cause})", where=str(path),
+                     fix="check that it is a file and that you may read it")  # fmt: skip
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of a JSON Lines file (`.gz` too). A broken line is an error naming it."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as cause:
-                raise AloeError(
-                    f"not valid JSON ({cause.msg} at column {cause.colno})",
-                    where=f"{path}:{number}",
-                    fix="repair or delete that line; a JSON Lines file holds one object a line",
-                ) from None
-            if not isinstance(value, dict):
-                raise AloeError(
-                    f"expected an object, found {type(value).__name__}",
-                    where=f"{path}:{number}",
-                    fix="write each row as {...} on its own line",
-                )
-            yield number, value
+    for number, line, _ in byte_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line.rstrip(b"\r\n"))
+        except UnicodeDecodeError as cause:
+            raise AloeError(
+                f"not UTF-8 (byte {line[cause.start]:#04x} at column {cause.start + 1})", where=where, fix="convert it"
+            ) from None
+        except (ValueError, RecursionError) as cause:
+            raise AloeError(
+                f"not valid JSON ({json_fault(cause)})",
+                where=where,
+                fix="repair or delete that line; a JSON Lines file holds one object a line",
+            ) from None
+        if not isinstance(value, dict):
+            raise AloeError(
+                f"expected an object, found {type(value).__name__}",
+                where=where,
+                fix="write each row as {...} on its own line",
+            )
+        yield number, value
+
+
+def json_fault(cause: Exception) -> str:
+    """Why a text is no JSON, in the words of its parser."""
+    if isinstance(cause, json.JSONDecodeError):
+        return f"{cause.msg} at column {cause.colno}"
+    return "nested too deeply" if isinstance(cause, RecursionError) else str(cause)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -51,6 +147,9 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             handle.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
             count += 1
     return count
+
+
+# ---------------------------------------------------------------------------------------------- Parquet
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -66,15 +165,50 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[
     pq.write_table(table, path, compression="zstd")
 
 
+def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a Parquet file, none longer than `BATCH_ROWS`.
+
+    Raises:
+        AloeError: no such file, or one that is empty, damaged or no Parquet; the message says how many rows came.
+    """
+    if not path.exists():
+        raise AloeError("no such file", where=str(path), fix="check the path; it is read relative to where aloe runs")
+    if path.stat().st_size == 0:
+        raise AloeError("no rows: the file is empty (0 bytes)", where=str(path), fix="write or fetch the file again")
+    rows = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield batch
+                rows += batch.num_rows
+    except (pa.ArrowException, OSError) as cause:
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise AloeError(
+            f"not a Parquet file that can be read ({reason.rstrip('.')}); {rows} rows could be read before",
+            where=str(path),
+            fix="write or fetch the file again",
+        ) from None
+
+
+def json_columns(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold nested values as JSON text."""
+    names: list[str] = json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
+    return names
+
+
+def iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Inverse of `write_parquet`, one row at a time; a file from elsewhere comes with its own nested values."""
+    for batch in parquet_batches(path):
+        nested = json_columns(batch.schema)
+        for row in batch.to_pylist():
+            for name in nested:
+                row[name] = json.loads(row[name])
+            yield row
+
+
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Inverse of `write_parquet`; a Parquet file from elsewhere comes back with its own nested values."""
-    table = pq.read_table(path)
-    nested = json.loads((table.schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
-    rows: list[dict[str, Any]] = table.to_pylist()
-    for row in rows:
-        for name in nested:
-            row[name] = json.loads(row[name])
-    return rows
+    """`iter_parquet` as a list."""
+    return list(iter_parquet(path))
 
 
 def write_records(path: Path, records: Sequence[Row]) -> None:
@@ -89,9 +223,7 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
 
 def read_dicts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, dict) of `.jsonl`, `.jsonl.gz`, `.json` lines or `.parquet`."""
-    if not path.exists():
-        raise AloeError("no such file", where=str(path), fix="check the path; it is read relative to where aloe runs")
     if path.suffix == ".parquet":
-        yield from enumerate(read_parquet(path), 1)
+        yield from enumerate(iter_parquet(path), 1)
     else:
         yield from read_jsonl(path)

@@ -10,9 +10,14 @@ from aloe.release.step import Release
 from aloe.safety.pairs import RedTeamPairs
 from aloe.safety.red_team import RedTeam
 from aloe.synthesize.cot import Synthesize
+from aloe.synthesize.preferences import PreferencePairs
+from aloe.synthesize.rewrite import Rewrite
 from aloe.train.dpo import Dpo
 from aloe.train.sft import Sft
 
 VERBS: dict[str, type[Step]] = {
-    step.verb: step for step in (Curate, Synthesize, Sft, Merge, Dpo, RedTeamPairs, Evaluate, RedTeam, Release)
-}
+    step.verb: step
+    for step in (
+        Curate, Synthesize, Rewrite, PreferencePairs, Sft, Merge, Dpo, RedTeamPairs, Evaluate, RedTeam, Release,
+    )
+}  # fmt: skip

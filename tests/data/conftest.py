@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aloe.data.starter import is_starter, starter_path
+from aloe.digests import digest_file, digest_text
 
 
 class RowsContext:
@@ -19,6 +20,8 @@ class RowsContext:
         self.family, self.name, self.licence, self.cache = "family", "corpus", "cc0-1.0", out.parent / "cache"
         self.steps: dict[str, Path] = {}
         self.stages: dict[str, tuple[int, int, dict[str, int]]] = {}
+        self.engines: dict[str, Any] = {}
+        self.lines: list[str] = []
         out.mkdir(parents=True)
 
     def licence_of(self, ref: str) -> str:
@@ -27,6 +30,15 @@ class RowsContext:
 
     def path(self, ref: str) -> Path:
         return self.steps.get(ref) or (starter_path(ref) if is_starter(ref) else Path(ref))
+
+    def digest(self, ref: str) -> str:
+        return digest_text(f"{ref}|{digest_file(self.path(ref))}" if self.path(ref).is_file() else ref)
+
+    def engine(self, ref: str) -> Any:
+        return self.engines[ref]
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
 
     def ledger(self, stage: str, *, rows_in: int, kept: int, dropped: dict[str, int]) -> None:
         assert rows_in == kept + sum(dropped.values()), stage

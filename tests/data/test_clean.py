@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aloe.data.clean import (
     ANSWER_PATTERNS,
+    Cleaned,
     clean_record,
     junk_answer,
     junk_question,
@@ -18,6 +21,7 @@ from aloe.data.clean import (
     repair_explanation,
     strip_links,
 )
+from aloe.data.html_tables import flatten_tables, has_table
 from aloe.records import Dialogue, Question
 
 OPTIONS = {"A": "Metformin", "B": "Insulin", "C": "All of the above", "D": "A virus"}
@@ -187,3 +191,71 @@ def test_key_text_keeps_signs_that_change_the_meaning() -> None:
     assert key_text("Age < 5 years") != key_text("Age > 5 years")
     assert key_text("3.5 mg") != key_text("35 mg")
     assert key_text("Beta-blocker!") == key_text("beta blocker")
+
+
+TABLE = (
+    "Compare:<table class='x'><thead><tr><th>Drug</th><th>Dose</th></tr></thead>\n<tbody>"
+    "<tr><td>Amoxicillin</td><td><b>500</b> mg&nbsp;x 3</td></tr>"
+    "<tr><td>Count</td><td>10<sup>9</sup>/L,<br>H<sub>2</sub>O &lt; 1</td></tr></tbody></table> Which?"
+)
+FLAT = "Compare:\nDrug | Dose\nAmoxicillin | 500 mg x 3\nCount | 10^9/L, H2O < 1\nWhich?"
+
+
+def test_simple_html_tables_become_lines_of_cells() -> None:
+    made = clean_record(
+        Question(id="q", source="s", licence="mit", question=TABLE, options={"A": "x", "B": TABLE}, answer="A")
+    )
+    assert isinstance(made.record, Question)
+    assert (made.record.question, made.record.options["B"]) == (FLAT, FLAT)
+    assert made.changes == ("html_table_flattened",)
+    two = "<TABLE><tr><td>a</td></tr></TABLE>\nand <table><caption>Cells\n of 2</caption><tr><td>b<td>c</table>"
+    assert normalise(flatten_tables(two) or "") == "a\n\nand\nCells of 2\nb | c"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<table><tr><td>a<table><tr><td>b</td></tr></table></td></tr></table>",
+        "<table><tr><td colspan='2'>a</td></tr><tr><td>b</td><td>c</td></tr></table>",
+        "<table><tr><td rowspan=2>a</td><td>b</td></tr><tr><td>c</td></tr></table>",
+        "<table><tr><td>a</td></tr>",
+        "</table> a",
+        "<tr><td>a</td></tr>",
+        "<table><td>a</td></table>",
+        "<table><tr><td><img src='x.png'></td></tr></table>",
+        "<table><tr><td>a</td> loose <td>b</td></tr></table>",
+    ],
+)
+def test_other_tables_are_dropped_with_a_reason(text: str) -> None:
+    assert flatten_tables(text) is None
+    turns = [{"role": "user", "content": "What is normal?"}, {"role": "assistant", "content": f"See {text}"}]
+    row = Dialogue(id="d", source="s", licence="mit", messages=turns)
+    assert clean_record(row) == Cleaned(None, "html_table")
+    mcq = Question(
+        id="q", source="s", licence="mit", question=f"{text} Which?", options={"A": "x", "B": "y"}, answer="A"
+    )
+    assert clean_record(mcq) == Cleaned(None, "html_table")
+    explained = replace(mcq, question="Which?", explanation=text)
+    made = clean_record(explained)
+    assert made.record == replace(explained, explanation="")
+    assert made.changes == ("html_table_explanation_removed",)
+
+
+def test_tables_that_are_meant_as_html_stay() -> None:
+    code = "```\n<table><tr><td>a</td></tr></table>\n```"
+    for user, answer in (("Write a table in HTML.", TABLE), ("Show a table.", code)):
+        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+        made = clean_record(Dialogue(id="d", source="s", licence="mit", messages=turns))
+        assert isinstance(made.record, Dialogue)
+        assert "<table" in made.record.messages[1]["content"]
+        assert made.changes == ()
+    assert flatten_tables("p < 0.05, a<b and tables <in> text") == "p < 0.05, a<b and tables <in> text"
+
+
+PIECES = ["a", "b", " ", "<", ">", "/", "=", "|", "'", "\n", "&lt;", "<table>", "</table>", "<tr>", "<td>", "</td>"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
+def test_no_table_markup_is_left(text: str) -> None:
+    flat = flatten_tables(text)
+    assert flat is None or not has_table(flat)

@@ -79,6 +79,7 @@ def test_each_stage_drops_what_it_should(make_context: MakeContext, dirty: dict[
     assert ctx.stages == {
         "load": (14, 13, {"answer_not_in_options": 1}),
         "clean": (13, 11, {"junk_answer": 1, "junk_question": 1}),
+        "phi": (11, 11, {}),
         "exact_dedup": (11, 10, {"exact_duplicate": 1}),
         "near_dedup": (10, 9, {"near_duplicate": 1}),
         "decontaminate": (9, 8, {"contaminated": 1}),
@@ -158,7 +159,9 @@ def test_same_inputs_same_bytes(make_context: MakeContext, dirty: dict[str, str]
     digests = [{p.name: digest_file(p) for p in files_in(c.out)} for c in (first, second, other)]
     assert digests[0] == digests[1]
     assert digests[0]["rows.parquet"] != digests[2]["rows.parquet"]
-    assert set(digests[0]) == {"README.md", "contamination.json", "dropped.parquet", "rows.parquet", "stats.json"}
+    assert set(digests[0]) == {
+        "README.md", "contamination.json", "curation.json", "dropped.parquet", "rows.parquet", "stats.json",
+    }  # fmt: skip
 
 
 def test_weights_rows_and_limit(make_context: MakeContext, dirty: dict[str, str]) -> None:
@@ -237,7 +240,7 @@ def test_references_of_every_form() -> None:
     assert [(path, value) for path, value, _ in references(step)] == [
         ("sources[0].rows", "starter/general"),
         ("sources[1].rows", "reasoning"),
-        ("decontaminate.against[0]", "x"),
+        ("decontaminate.against[0].rows", "x"),
     ]
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aloe.data.dedup import (
-    UnionFind,
-    bands_for,
-    candidate_pairs,
-    document,
-    exact_duplicates,
-    jaccard,
-    near_duplicates,
-    shingles,
-    signature_matrix,
-)
-from aloe.keyed import rng
+from aloe.data import dedup, minhash, similar
+from aloe.data.clusters import UnionFind
+from aloe.data.dedup import cluster_sizes, clusters, document, exact_duplicates, near_duplicates
+from aloe.data.documents import Document
+from aloe.data.shingles import jaccard, shingles
+from aloe.keyed import rng, shuffled
 from aloe.records import Dialogue, Question
 
 STEM = (
@@ -134,30 +132,6 @@ def test_order_of_rows_changes_nothing() -> None:
     assert set(near(*reversed(rows))) == expected
 
 
-def test_short_texts_use_characters() -> None:
-    assert shingles("flu shot") == {"flu s", "lu sh", "u sho", " shot"}
-    assert shingles("one two three four five") == {"one two three four five"}
-    assert shingles("") == {""}
-
-
-def test_bands_miss_less_than_one_in_a_thousand_at_the_threshold() -> None:
-    for threshold in (0.5, 0.72, 0.77, 0.95):
-        bands, rows = bands_for(threshold)
-        assert bands * rows <= 128
-        assert (1 - threshold**rows) ** bands <= 1e-3
-
-
-def test_lsh_finds_pairs_at_the_threshold() -> None:
-    """400 pairs at Jaccard 0.72 or a little more."""
-    texts = []
-    for k in range(0, 400_000, 1000):
-        texts += [" ".join(map(word, range(k, k + 104))), " ".join(map(word, range(k + 16, k + 120)))]
-    assert jaccard(shingles(texts[0]), shingles(texts[1])) == pytest.approx(84 / 116)
-    bands, rows = bands_for(0.72)
-    pairs = {tuple(p) for p in candidate_pairs(signature_matrix(texts), bands, rows, 0.72).tolist()}
-    assert len(pairs & {(2 * k, 2 * k + 1) for k in range(400)}) >= 399
-
-
 def test_near_duplicates_equal_brute_force() -> None:
     draw = rng(3, "dedup-test")
     rows = []
@@ -177,9 +151,150 @@ def test_near_duplicates_equal_brute_force() -> None:
     assert len(docs) - len(lost) == len(set(clusters.values()))
 
 
-def test_signatures_are_pinned() -> None:
-    """A change of the library's scheme would change artifacts silently; then `version` must be bumped."""
-    first = signature_matrix(["the quick brown fox jumps over the lazy dog"])
-    assert first.shape == (1, 128)
-    assert first.dtype == np.uint32
-    assert first[0, :3].tolist() == [3745571858, 3298934994, 3190686803]
+def test_quality_decides_between_priority_and_length() -> None:
+    rows = [qa("a", "q", "one two three four five six"), qa("b", "q", "One, two, three, four, five, six!")]
+    docs = [document(rows[0], 1, 0.9), document(rows[1], 1, 0.2)]
+    assert {d.survivor for d in exact_duplicates(docs)} == {0}  # better, though shorter
+    docs = [document(rows[0], 1, 0.9), document(rows[1], 0, 0.2)]
+    assert {d.survivor for d in exact_duplicates(docs)} == {1}
+
+
+def test_contradiction_names_a_row_that_it_contradicts() -> None:
+    rows = [mcq("a"), mcq("b", answer="B"), mcq("c"), mcq("d", answer="B")]
+    found = exact_duplicates([document(r) for r in rows])
+    assert [d.survivor for d in found] == [-1] * 4
+    assert all(rows[d.match].answer != rows[d.index].answer for d in found)
+
+
+class Lazy(Sequence[Document]):
+    """Documents that are made when asked for; counts how many were made, and in which order."""
+
+    def __init__(self, rows: Sequence[Dialogue]) -> None:
+        self.rows, self.made = rows, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Document:  # type: ignore[override]
+        if not 0 <= i < len(self.rows):
+            raise IndexError(i)
+        self.made.append(i)
+        return document(self.rows[i])
+
+
+def perturbed(n: int = 120) -> list[Dialogue]:
+    """Rows of 80 words, six to a family, up to seven words of each changed."""
+    draw = rng(3, "dedup-test")
+    rows = []
+    for k in range(n):
+        numbers = list(range(k % (n // 6) * 100, k % (n // 6) * 100 + 80))
+        for _ in range(int(draw.integers(0, 8))):
+            numbers[int(draw.integers(0, 80))] = int(draw.integers(10_000, 900_000))
+        rows.append(qa_words(f"r{k:03}", numbers))
+    return rows
+
+
+def named(rows: Sequence[Dialogue], found: dedup.Near) -> set[tuple[str, str, str, float]]:
+    return {(rows[d.index].id, rows[d.survivor].id, rows[d.match].id, d.similarity) for d in found.duplicates}
+
+
+def test_documents_are_read_once_and_in_order() -> None:
+    rows = Lazy(perturbed())
+    found = near_duplicates(rows)
+    assert rows.made == list(range(120))
+    assert found == near_duplicates([document(r) for r in rows.rows])
+    rows = Lazy([*rows.rows[:20], replace(rows.rows[3], id="copy")])
+    assert [(d.index, d.survivor) for d in exact_duplicates(rows)] == [(3, 20)]  # "copy" sorts before "r003"
+    assert rows.made == [*range(21), 3, 20]
+
+
+@pytest.mark.parametrize(("chunk", "workers", "block"), [(1, 1, 4_000_000), (700, 3, 500), (10**9, 2, 50_000)])
+def test_chunks_and_workers_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, workers: int, block: int, tmp_path: Path
+) -> None:
+    docs = [document(r) for r in [*perturbed(), mcq("m1"), mcq("m2", STEM.replace("A 60-year-old man", "A man"))]]
+    expected = near_duplicates(docs)
+    assert len(expected.duplicates) > 20
+    monkeypatch.setattr(dedup, "CHUNK", chunk)
+    monkeypatch.setattr(similar, "BLOCK", block)
+    assert near_duplicates(docs, workers=workers, scratch=tmp_path) == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_any_order_gives_the_same_survivors_and_evidence(seed: int) -> None:
+    rows = perturbed()
+    expected = named(rows, near_duplicates([document(r) for r in rows]))
+    again = shuffled(rows, seed, "order", [r.id for r in rows])
+    assert named(again, near_duplicates([document(r) for r in again])) == expected
+
+
+def test_every_duplicate_has_its_true_similarities() -> None:
+    rows = [*perturbed(), *(qa_words(f"chain{k}", range(5000 + k * 12, 5124 + k * 12)) for k in range(3))]
+    sets = [shingles(document(r).texts["full"]) for r in rows]
+    found = near_duplicates([document(r) for r in rows]).duplicates
+    for d in found:
+        best = max(jaccard(sets[d.index], sets[k]) for k in range(len(rows)) if k != d.index)
+        assert d.similarity == jaccard(sets[d.index], sets[d.match]) == best >= 0.72
+        assert d.to_survivor == jaccard(sets[d.index], sets[d.survivor])
+    assert min(d.to_survivor for d in found) < 0.72  # the end of the chain
+
+
+def test_clusters_and_their_sizes() -> None:
+    rows = [qa_words(n, range(k, k + 60)) for n, k in (("a", 0), ("b", 0), ("c", 0), ("d", 900), ("e", 900), ("f", 99))]
+    found = clusters(near_duplicates([document(r) for r in rows]).duplicates)
+    assert [(c.survivor, c.size, [d.index for d in c.members]) for c in found] == [(0, 3, [1, 2]), (3, 2, [4])]
+    assert cluster_sizes(found) == {2: 1, 3: 1}
+    assert clusters(exact_duplicates([document(mcq("a")), document(mcq("b", answer="B"))])) == []
+
+
+def test_two_thousand_copies_are_one_cluster() -> None:
+    """Each copy has one word of its own, so that no two are equal."""
+    rows = [qa_words(f"{k:04}", [*range(100), 1000 + k]) for k in range(2000)]
+    found = near_duplicates([document(r) for r in [*rows, qa_words("other", range(5000, 5100))]])
+    assert found.large_buckets > 0
+    assert [d.index for d in found.duplicates] == list(range(1, 2000))
+    assert {d.survivor for d in found.duplicates} == {0}
+    assert found.candidates < 1_200_000  # all pairs would be two million a band
+
+
+def test_equal_texts_cost_no_more_than_their_number() -> None:
+    rows = [qa(f"{k:04}", "a b c d" if k % 2 else "a b", "e f g" if k % 2 else "c d e f g") for k in range(3000)]
+    found = near_duplicates([document(r) for r in rows])
+    assert found.candidates == len(found.duplicates) == 2999
+
+
+def test_pieces_of_large_buckets_lose_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With buckets cut down to pieces of eight rows, nearly all that all pairs find is found."""
+    rows = [
+        qa_words(f"{k:03}", [*range(40), *range(1000 + k // 4 * 50, 1020 + k // 4 * 50), 9000 + k]) for k in range(400)
+    ]
+    docs = [document(r) for r in rows]
+    complete = near_duplicates(docs)
+    assert (complete.large_buckets, len(complete.duplicates)) == (0, 300)
+    monkeypatch.setattr(minhash, "LIMIT", 8)
+    monkeypatch.setattr(minhash, "SMALL", 4)
+    cut = near_duplicates(docs)
+    assert cut.large_buckets > 0
+    assert {d.index for d in cut.duplicates} <= {d.index for d in complete.duplicates}
+    assert len(cut.duplicates) >= 297
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert exact_duplicates([]) == near_duplicates([]).duplicates == []
+    assert near_duplicates([document(qa("a", "q", "b"))]).duplicates == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
+def test_union_find_roots_are_the_smallest_connected(pairs: list[tuple[int, int]]) -> None:
+    union = UnionFind(30)
+    for k in range(0, len(pairs), 7):
+        some = np.array(pairs[k : k + 7])
+        union.join(some[:, 0], some[:, 1])
+    reach = np.eye(30, dtype=int)
+    for a, b in pairs:
+        reach[a, b] = reach[b, a] = 1
+    for _ in range(5):
+        reach = (reach @ reach > 0).astype(int)
+    assert union.roots(np.arange(30)).tolist() == reach.argmax(axis=1).tolist()

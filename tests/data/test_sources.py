@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from aloe.data.sources import load_attacks, load_preferences, load_questions, load_rows, question_of, source_name
+from aloe.data.folders import split_of
+from aloe.data.seen import Seen
+from aloe.data.sources import (
+    load_attacks,
+    load_preferences,
+    load_questions,
+    load_rows,
+    question_of,
+    read_rows,
+    source_name,
+)
 from aloe.errors import AloeError
 from aloe.records import AttackPrompt, Dialogue, Preference, Question, Row
 from aloe.rows import write_jsonl, write_parquet, write_records
@@ -268,3 +281,248 @@ def test_typed_loaders_and_names(tmp_path: Path) -> None:
     assert source_name("data/x/medquad.jsonl.gz") == "medquad"
     assert source_name("starter/exam") == "starter/exam"
     assert source_name("org/set@main::train") == "org/set@main::train"
+
+
+# ---------------------------------------------------------------------------------------------- lazily
+
+
+def test_reading_is_lazy(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(MCQ) + "\n" + json.dumps({**MCQ, "id": "q2"}) + "\n{\n")
+    rows = read_rows(path, source="a", strict=True)
+    assert [next(rows).id, next(rows).id] == ["q1", "q2"]
+    with pytest.raises(AloeError, match="not valid JSON"):
+        next(rows)
+    assert len(list(read_rows(path, source="a", strict=True, limit=2))) == 2  # the broken line is not looked at
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """3,000 rows of 8 kB: 24 MB of text, read through in little more than a batch."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"question": f"What of {i}?", "answer": "word " * 1600} for i in range(3_000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=500)
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.csv").write_text("question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in rows))
+    del rows
+    for name in ("a.parquet", "a.jsonl", "a.csv"):
+        tracemalloc.start()
+        assert sum(1 for _ in read_rows(tmp_path / name, source="a")) == 3_000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 << 20, name
+
+
+def test_both_readers_agree(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [MCQ, {**MCQ, "id": "bad", "answer": "E"}, {**MCQ, "id": "q2"}])
+    records, dropped = load_rows(tmp_path / "a.jsonl", source="a")
+    assert list(read_rows(tmp_path / "a.jsonl", source="a")) == [records[0], dropped[0], records[1]]
+
+
+@given(st.lists(st.text(max_size=6), max_size=60), st.integers(1, 4).map(lambda n: 1 << n))
+def test_ids_seen(names: list[str], slots: int) -> None:
+    seen, plain = Seen(slots), dict[str, tuple[int, int]]()
+    for number, name in enumerate(names):
+        assert (name in seen) == (name in plain)
+        seen.add(name, number % 3, number)
+        plain.setdefault(name, (number % 3, number))
+    assert {n: seen.place(n) for n in plain} == plain
+    assert len(seen) == len(plain)
+
+
+def test_rows_that_repeat_without_ids_are_numbered(tmp_path: Path) -> None:
+    bare = {"question": "Hi?", "answer": "Yes."}
+    records, _ = load(tmp_path, *[bare] * 400)
+    first = records[0].id
+    assert [r.id for r in records] == [first, *(f"{first}-{n}" for n in range(2, 401))]
+
+
+# ---------------------------------------------------------------------------------------------- declared columns
+
+
+def test_a_declared_mapping_renames_columns(tmp_path: Path) -> None:
+    row = {"nr": 7, "stem": "Which?", "key": "B", "choice1": "Iron", "choice2": "Zinc", "why": "So.", "answer": "note"}
+    columns = {"id": "nr", "question": "stem", "answer": "key", "A": "choice1", "B": "choice2", "explanation": "why"}
+    record = one(tmp_path, row, columns=columns)
+    assert record == Question(
+        id="7", source="set", licence="unknown", meta={"column_answer": "note"}, question="Which?",
+        options={"A": "Iron", "B": "Zinc"}, answer="B", explanation="So.",
+    )  # fmt: skip
+    (tmp_path / "a.csv").write_text("stem,key,choice1,choice2,why\nWhich?,B,Iron,Zinc,\nWhich?,A,Iron,Zinc,So.\n")
+    del columns["id"]
+    found, dropped = load_rows(tmp_path / "a.csv", source="a", columns=columns)
+    assert not dropped
+    assert [(r.answer, r.explanation) for r in found if isinstance(r, Question)] == [("B", ""), ("A", "So.")]
+
+
+def test_a_mapping_that_does_not_fit_the_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"stem": "Hi?", "reply": "Yes."}])
+    with pytest.raises(AloeError, match="no column 'text' in this file, to be read as 'answer'") as error:
+        load_rows(tmp_path / "a.jsonl", source="a", columns={"question": "stem", "answer": "text"})
+    assert error.value.where == str(tmp_path / "a.jsonl")
+    assert error.value.fix == "its columns are ['reply', 'stem']"
+    with pytest.raises(AloeError, match="no column of ours is called 'queston'"):
+        read_rows(tmp_path / "a.jsonl", source="a", columns={"queston": "stem"})
+    rows = [{"stem": "Hi?", "reply": "Yes."}, {"stem": "Hi again?", "reply": "Yes.", "tag": "greeting"}]
+    write_jsonl(tmp_path / "b.jsonl", rows)  # a column that only some rows have is there
+    found, _ = load_rows(
+        tmp_path / "b.jsonl", source="b", columns={"question": "stem", "answer": "reply", "topic": "tag"}
+    )
+    assert [r.meta.get("topic") for r in found] == [None, "greeting"]
+
+
+def test_a_shape_of_scored_completions_and_of_notes(tmp_path: Path) -> None:
+    turns = [{"response": "Iron.", "overall_score": 2}, {"response": "Zinc.", "overall_score": 7.5}]
+    record = one(tmp_path, {"instruction": "Name one.", "completions": turns})
+    assert isinstance(record, Preference)
+    assert (record.chosen, record.rejected) == ("Zinc.", "Iron.")
+    record = one(tmp_path, {"dialogue": "Doctor: Hello.", "note": "Greeted.", "section": "PLAN"})
+    assert record.meta == {"form": "dialogue_to_note", "slots": {"section": "PLAN"}}
+    assert one(tmp_path, {"dialogue": "d", "note": "n", "section": None}).meta == {"form": "dialogue_to_note"}
+
+
+def test_pairs_that_repeat_their_prompt(tmp_path: Path) -> None:
+    ask = {"role": "user", "content": "Q?"}
+    whole = {
+        "prompt": "Q?",
+        "chosen": [ask, {"role": "assistant", "content": "good"}],
+        "rejected": [ask, {"role": "assistant", "content": "bad"}],
+    }
+    record = one(tmp_path, {**whole, "messages": whole["chosen"]})
+    assert (record.prompt, record.chosen, record.rejected, record.meta) == ([ask], "good", "bad", {})
+    _, dropped = load(tmp_path, whole, {**whole, "prompt": "Other?"})
+    assert [d.reason for d in dropped] == ["prompts_differ"]
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+ROWS = [{"question": f"What of {i}?", "answer": f"That, {i}."} for i in range(5)]
+
+
+def asked(path: Path, **options: Any) -> list[str]:
+    records, dropped = load_rows(path, source="s", **options)
+    assert not dropped
+    return [r.messages[0]["content"] for r in records if isinstance(r, Dialogue)]
+
+
+def refusal(path: Path, **options: Any) -> AloeError:
+    with pytest.raises(AloeError) as error:
+        load_rows(path, source="s", **options)
+    return error.value
+
+
+def test_a_data_set_that_was_saved_to_disk(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+    from datasets import List as ListOf
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one", num_shards=2)
+    assert asked(tmp_path / "one") == [r["question"] for r in ROWS]
+    DatasetDict({"train": Dataset.from_list(ROWS[:3]), "test": Dataset.from_list(ROWS[3:])}).save_to_disk(
+        tmp_path / "dict"
+    )
+    assert asked(tmp_path / "dict", split="test") == ["What of 3?", "What of 4?"]
+    error = refusal(tmp_path / "dict")
+    assert error.what == "this folder has several splits and none is named: test, train"
+    assert error.fix == "name one (split: train), or a file of the folder"
+    error = refusal(tmp_path / "dict", split="dev")
+    assert (error.what, error.fix) == ("no split 'dev' in this folder", "use one of test, train")
+    features = Features(
+        {"question": Value("string"), "choices": ListOf(Value("string")), "answer": ClassLabel(names=["A", "B"])}
+    )
+    labelled = Dataset.from_list([{"question": "Q?", "choices": ["x", "y"], "answer": 1}], features=features)
+    labelled.save_to_disk(tmp_path / "labels")
+    [question] = load_questions(tmp_path / "labels")
+    assert (question.options, question.answer) == ({"A": "x", "B": "y"}, "B")
+    next((tmp_path / "one").glob("*.arrow")).unlink()
+    assert refusal(tmp_path / "one").what == "a file of the saved data set is missing"
+
+
+def test_a_saved_file_that_is_cut(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS * 2000).save_to_disk(tmp_path / "one")
+    [file] = (tmp_path / "one").glob("*.arrow")
+    assert len(asked(file)) == 10_000
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    error = refusal(tmp_path / "one")
+    assert error.what.startswith("not an Arrow file that can be read (")
+    assert error.where == str(file)
+
+
+def test_a_hub_repository_by_the_names_of_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_parquet(folder / "train-00000-of-00002.parquet", ROWS[:2])
+    write_parquet(folder / "train-00001-of-00002.parquet", ROWS[2:3])
+    assert asked(tmp_path) == ["What of 0?", "What of 1?", "What of 2?"]  # one split needs no name
+    write_parquet(folder / "validation-00000-of-00001.parquet", ROWS[3:4])
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert refusal(tmp_path).what == "this folder has several splits and none is named: train, validation"
+    assert len(asked(tmp_path, split="train")) == 3
+    assert asked(tmp_path, split="dev") == ["What of 3?"]  # `datasets` calls it validation
+    record, _ = load_rows(tmp_path, source="s", split="validation", limit=1)
+    write_jsonl(tmp_path / "more.jsonl", [*ROWS, {"question": "?", "answer": " "}])
+    assert refusal(tmp_path).what.endswith("train, validation, and files without a split in their name")
+    assert len(record) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("data/test-00000-of-00001-a1b2.parquet", "test"),
+        ("my_dev.csv", "validation"),
+        ("validation/part1.jsonl.gz", "validation"),
+        ("latest.jsonl", ""),
+        ("training_and_test.jsonl", ""),
+        ("constraint.jsonl", ""),
+        ("medquad.jsonl", ""),
+    ],
+)
+def test_splits_by_name(name: str, split: str) -> None:
+    assert split_of(Path(name)) == split
+
+
+def test_a_plain_folder_is_read_whole_and_says_where(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:2])
+    write_jsonl(tmp_path / "b" / "c.jsonl", [ROWS[2], {"question": "Q?", "answer": ""}])
+    records, dropped = load_rows(tmp_path, source="s")
+    assert len(records) == 3
+    assert [d.where for d in dropped] == ["b/c.jsonl:2"]
+    write_jsonl(tmp_path / "b" / "c.jsonl", [{"id": 1, **ROWS[2]}])
+    write_jsonl(tmp_path / "d.jsonl", [{"id": 1, **ROWS[3]}])
+    error = refusal(tmp_path)
+    assert error.what == f"id '1' was used before, at {tmp_path / 'b' / 'c.jsonl'}:1"
+    assert refusal(tmp_path / "a.jsonl", split="train").what == "a single file has no split 'train'"
+
+
+def test_a_hub_repository_by_its_card(tmp_path: Path) -> None:
+    for name, rows in (("CareQA_en.json", ROWS[:2]), ("CareQA_es.json", ROWS[2:4]), ("open/test.json", ROWS[4:])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(rows))
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: apache-2.0\nconfigs:\n"
+        "- config_name: en\n  data_files:\n  - {split: test, path: CareQA_en.json}\n"
+        "- config_name: es\n  data_files:\n  - {split: test, path: 'CareQA_es*'}\n  - {split: dev, path: none.json}\n"
+        "- config_name: open\n  data_files: open/*.json\n"
+        "---\n# A set\n"
+    )
+    assert refusal(tmp_path).what == (
+        "this folder has several splits and none is named: en/test, es/dev, es/test, open/train"
+    )
+    assert asked(tmp_path, split="es/test") == ["What of 2?", "What of 3?"]
+    assert asked(tmp_path, split="en") == ["What of 0?", "What of 1?"]
+    assert asked(tmp_path, split="train") == ["What of 4?"]
+    error = refusal(tmp_path, split="test")
+    assert (error.what, error.fix) == ("split 'test' is in several configurations", "use one of en/test, es/test")
+    assert refusal(tmp_path, split="es/dev").what == "the split's files are not here"
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- data_files: {train: [CareQA_en.json]}\n---\n")
+    assert len(asked(tmp_path)) == 2
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- data_files: ../secret.json\n---\n")
+    assert refusal(tmp_path).what == "the pattern '../secret.json' leaves the folder"
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    assert refusal(tmp_path).what.startswith("the head is not valid YAML")
+    (tmp_path / "README.md").write_text("# Only words\n")
+    assert refusal(tmp_path).what.endswith("test, and files without a split in their name")

@@ -142,6 +142,21 @@ def test_nan_logits_are_an_error_that_names_the_model(tiny_model_folder: Path) -
         engine.generate([Request(key="k", messages=ask("x"))])
 
 
+def test_a_schema_is_refused_rather_than_ignored(engine: LocalEngine) -> None:
+    with pytest.raises(AloeError, match="can't be held to a JSON schema"):
+        engine.generate([Request(key="k", messages=ask("x"), schema={"type": "object"})])
+
+
+def test_every_reply_and_score_is_reported_as_it_is_finished(engine: LocalEngine) -> None:
+    seen: list[tuple[int, Any]] = []
+    asked = [Request(key=str(i), messages=ask(f"{i}"), sampling=Sampling(max_new_tokens=2)) for i in range(6)]
+    replies = engine.generate(asked, done=lambda i, reply: seen.append((i, reply)))
+    assert dict(seen) == dict(enumerate(replies))
+    seen.clear()
+    scores = engine.loglikelihood(orders(), done=lambda i, score: seen.append((i, score)))
+    assert dict(seen) == dict(enumerate(scores))
+
+
 # -- the ledger ---------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +184,7 @@ def test_a_killed_run_loses_no_finished_reply(tmp_path: Path) -> None:
     after = LedgerEngine(MockEngine(lambda r: f"answer {r.key}"), tmp_path / "l.sqlite")
     replies = after.generate(requests)
     assert [r.text for r in replies] == [f"answer {i:02d}" for i in range(40)]
-    assert after.hits == 16  # one whole chunk was finished before the interrupt
+    assert after.hits == 20  # every reply that was finished before the interrupt
 
 
 def test_errors_are_asked_again(tmp_path: Path) -> None:

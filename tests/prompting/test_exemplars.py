@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from aloe.errors import AloeError
-from aloe.prompting.embed import unit_rows
+from aloe.generate.embed import unit_rows
 from aloe.prompting.exemplars import Exemplar, ExemplarStore, Shot, balance, exemplars_of, reletter
 from aloe.prompting.mcq import letters_of
 from aloe.records import Question

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from aloe.errors import AloeError
+from aloe.generate.embed import unit_rows
 from aloe.generate.engine import Request
 from aloe.generate.mock import MockEngine
 from aloe.prompting import STRATEGIES, Exemplar, ExemplarStore, answer, load_prompt, medprompt, prompt_names, strategy
-from aloe.prompting.embed import unit_rows
 from aloe.records import Question
 
 

@@ -25,7 +25,7 @@ class Bar:
 class WriterContext:
     """What `synthesize` may touch."""
 
-    def __init__(self, out: Path, engine: MockEngine, seed: int) -> None:
+    def __init__(self, out: Path, engine: MockEngine | dict[str, MockEngine], seed: int) -> None:
         self.out, self.seed, self._engine = out, seed, engine
         self.family, self.name, self.licence, self.cache = "family", "reasoning", "cc0-1.0", out.parent / "cache"
         self.stages: dict[str, tuple[int, int, dict[str, int]]] = {}
@@ -36,9 +36,12 @@ class WriterContext:
     def path(self, ref: str) -> Path:
         return Path(ref)
 
+    def licence_of(self, ref: str) -> str:
+        return "unknown"
+
     def engine(self, ref: str) -> MockEngine:
-        assert ref == "writer"
-        return self._engine
+        assert ref in ("writer", "model", "judge")
+        return self._engine[ref] if isinstance(self._engine, dict) else self._engine
 
     def ledger(self, stage: str, *, rows_in: int, kept: int, dropped: dict[str, int]) -> None:
         assert rows_in == kept + sum(dropped.values())

@@ -109,7 +109,12 @@ def test_files(make_writer: MakeWriter, questions: str) -> None:
     assert rejected[0]["text"].endswith("Answer: A")
     exhausted = read_parquet(ctx.out / "dropped.parquet")
     assert exhausted == [
-        {"id": "delta", "source": "second", "reasons": [["disagrees_with_label"], ["disagrees_with_label"]]}
+        {
+            "id": "delta",
+            "source": "second",
+            "reason": "disagrees_with_label",
+            "reasons": [["disagrees_with_label"], ["disagrees_with_label"]],
+        }
     ]
     assert json.loads((ctx.out / "stats.json").read_text())["rows"] == 3
     assert "| synthetic:first | 2 | mit (2) |" in (ctx.out / "README.md").read_text()

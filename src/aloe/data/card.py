@@ -45,26 +45,49 @@ def licences_by_source(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
 def dataset_card(
     title: str, about: str, rows: Sequence[Row], stages: Mapping[str, Mapping[str, Any]], tags: Sequence[str] = ()
 ) -> str:
-    """README.md: YAML header, sources with licences, and the row ledger by stage.
+    """`card_text` of rows in memory."""
+    return card_text(title, about, licences_by_source(rows), stages, tags)
 
-    `stages` maps a stage to {"rows_in", "kept", "dropped": {reason: rows}}.
+
+def card_text(
+    title: str,
+    about: str,
+    licences: Mapping[str, Mapping[str, int]],
+    stages: Mapping[str, Mapping[str, Any]],
+    tags: Sequence[str] = (),
+    *,
+    sections: Mapping[str, Sequence[str]] | None = None,
+    features: Mapping[str, str] | None = None,
+) -> str:
+    """README.md of a set in the hub's format: YAML header, sources with licences, and the row ledger by stage.
+
+    Args:
+        title: name of the set.
+        about: one paragraph on how it was made.
+        licences: {source: {licence: rows}}.
+        stages: a stage to {"rows_in", "kept", "dropped": {reason: rows}}.
+        tags: beside `medical`.
+        sections: further headings with their lines, after the row ledger.
+        features: columns with their types, for the header's `dataset_info`.
     """
-    licences = licences_by_source(rows)
-    hardest = strictest([row.licence for row in rows]) if rows else "unknown"
-    size = next((name for name, limit in _SIZES if len(rows) < limit), "n>1M")
+    total = sum(sum(counts.values()) for counts in licences.values())
+    hardest = strictest([name for counts in licences.values() for name in counts]) if total else "unknown"
     header = [
         "---",
         f"pretty_name: {title}",
-        f"license: {'other' if hardest == 'unknown' or ' AND ' in hardest else hardest}",
+        *_licence_lines(hardest),
         "language:",
         "- en",
+        "multilinguality:",
+        "- monolingual",
         "task_categories:",
         "- question-answering",
         "- text-generation",
         "size_categories:",
-        f"- {size}",
+        f"- {next((name for name, limit in _SIZES if total < limit), 'n>1M')}",
         "tags:",
         *(f"- {tag}" for tag in ("medical", *tags)),
+        *_info_lines(features, total),
         "configs:",
         "- config_name: default",
         "  data_files:",
@@ -77,7 +100,7 @@ def dataset_card(
         "",
         about,
         "",
-        f"{len(rows)} rows. What all of them allow together is **{hardest}**: the set as a whole may not be used more "
+        f"{total} rows. What all of them allow together is **{hardest}**: the set as a whole may not be used more "
         "freely than that.",
         "",
         "## Sources",
@@ -94,12 +117,32 @@ def dataset_card(
         "| stage | rows in | kept | dropped |",
         "|---|---:|---:|---|",
         *(f"| {name} | {s['rows_in']} | {s['kept']} | {_reasons(s['dropped'])} |" for name, s in stages.items()),
+        *(line for heading, lines in (sections or {}).items() for line in ("", f"## {heading}", "", *lines)),
+        "",
+        "## Uses",
+        "",
+        "For research and education: training and studying healthcare language models. Out of scope: clinical use, "
+        "diagnosis, treatment, triage, and any decision about a person without a clinician.",
         "",
         "## Limits",
         "",
         "For research and education. Not medical advice, and not a basis for diagnosis or treatment.",
     ]
     return "\n".join([*header, "", *body]) + "\n"
+
+
+def _licence_lines(hardest: str) -> list[str]:
+    """The hub knows single licences; what it doesn't know is `other` with a name."""
+    if hardest != "unknown" and " AND " not in hardest:
+        return [f"license: {hardest}"]
+    return ["license: other", f"license_name: {hardest.lower().replace(' ', '-')}"]
+
+
+def _info_lines(features: Mapping[str, str] | None, total: int) -> list[str]:
+    if not features:
+        return []
+    columns = [line for name, kind in features.items() for line in (f"  - name: {name}", f"    dtype: {kind}")]
+    return ["dataset_info:", "  features:", *columns, "  splits:", "  - name: train", f"    num_examples: {total}"]
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

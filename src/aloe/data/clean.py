@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import ftfy
 
+from aloe.data.html_tables import flatten_tables, has_table
 from aloe.records import Dialogue, Message, Question, Row
 
 # ---------------------------------------------------------------------------------------------- text
@@ -223,11 +224,33 @@ class Cleaned:
 
 def clean_record(record: Row) -> Cleaned:
     """Clean a question or dialogue. Records of other kinds come back as they are."""
-    if isinstance(record, Question):
-        return _clean_question(record)
-    if isinstance(record, Dialogue):
-        return _clean_dialogue(record)
+    try:
+        if isinstance(record, Question):
+            return _clean_question(record)
+        if isinstance(record, Dialogue):
+            return _clean_dialogue(record)
+    except _BadTable:
+        return Cleaned(None, "html_table")
     return Cleaned(record)
+
+
+class _BadTable(Exception):
+    """A text with an HTML table that lines of text can't show."""
+
+
+_HTML = re.compile(r"\bhtml\b", re.IGNORECASE)
+
+
+def _untabled(text: str, changes: list[str]) -> str:
+    """Text with simple HTML tables as lines of cells, outside code fences. Any other table is a `_BadTable`."""
+    if not has_table(text):
+        return text
+    parts = [p if p.startswith("```") or not has_table(p) else flatten_tables(p) for p in _FENCE.split(text)]
+    if None in parts:
+        raise _BadTable
+    fixed = "".join(p for p in parts if p is not None)
+    changes += ["html_table_flattened"] * (fixed != text)
+    return fixed
 
 
 def _clean_text(text: str, changes: list[str], keep: frozenset[str] = frozenset()) -> str:
@@ -238,8 +261,8 @@ def _clean_text(text: str, changes: list[str], keep: frozenset[str] = frozenset(
 
 def _clean_question(record: Question) -> Cleaned:
     changes: list[str] = []
-    question = _clean_text(record.question, changes)
-    options = {letter: _clean_text(text, changes) for letter, text in record.options.items()}
+    question = _clean_text(_untabled(record.question, changes), changes)
+    options = {letter: _clean_text(_untabled(text, changes), changes) for letter, text in record.options.items()}
     if reason := junk_question(question):
         return Cleaned(None, reason)
     if any(_FIGURE.search(text) for text in options.values()):
@@ -249,13 +272,17 @@ def _clean_question(record: Question) -> Cleaned:
     gold = options[record.answer].casefold()
     if sum(text.casefold() == gold for text in options.values()) > 1:
         return Cleaned(None, "two_options_are_the_answer")
-    explanation = _clean_text(record.explanation, changes)
+    try:
+        explanation = _clean_text(_untabled(record.explanation, changes), changes)
+    except _BadTable:  # the question stands without it
+        explanation = ""
+        changes.append("html_table_explanation_removed")
     if explanation and junk_answer(explanation):
         explanation = ""
         changes.append("junk_explanation_removed")
     explanation, repair = repair_explanation(explanation, record.answer)
     changes += [repair] if repair else []
-    context = _clean_text(record.context, changes)
+    context = _clean_text(_untabled(record.context, changes), changes)
     kept = replace(record, question=question, options=options, context=context, explanation=explanation)
     return Cleaned(kept, changes=tuple(dict.fromkeys(changes)))
 
@@ -265,7 +292,14 @@ def _clean_dialogue(record: Dialogue) -> Cleaned:
     keep: frozenset[str] = frozenset()
     if record.meta.get("form") != "question_answer":  # a link that an instruction names is what it is about
         keep = links("\n".join(normalise(m["content"]) for m in record.messages if m["role"] == "user"))
-    messages: list[Message] = [{**m, "content": _clean_text(m["content"], changes, keep)} for m in record.messages]
+    texts = [m["content"] for m in record.messages]
+    if not any(
+        _HTML.search(m["content"]) for m in record.messages if m["role"] != "assistant"
+    ):  # asked for HTML: leave
+        texts = [_untabled(text, changes) for text in texts]
+    messages: list[Message] = [
+        {**m, "content": _clean_text(text, changes, keep)} for m, text in zip(record.messages, texts, strict=True)
+    ]
     first = next(m["content"] for m in messages if m["role"] != "system")
     if reason := junk_question(first):
         return Cleaned(None, reason)

@@ -47,7 +47,15 @@ def mix(
     Raises:
         AloeError: a source has too few rows for its share of `total`.
     """
-    sizes = {name: len(rows) for name, rows in groups.items()}
+    chosen = choose({name: [r.id for r in rows] for name, rows in groups.items()}, weights, total, seed)
+    return [groups[name][k] for name, k in chosen]
+
+
+def choose(
+    groups: Mapping[str, Sequence[str]], weights: Mapping[str, float] | None, total: int | None, seed: int
+) -> list[tuple[str, int]]:
+    """`mix` on ids alone: (group, place in it) of the rows drawn, in keyed random order."""
+    sizes = {name: len(ids) for name, ids in groups.items()}
     natural = {name: float(size) for name, size in sizes.items() if size}
     weights = dict(weights) if weights is not None else natural
     total = largest_total(sizes, weights) if total is None else total
@@ -60,9 +68,9 @@ def mix(
                 where="rows",
                 fix=f"ask for {most} rows or fewer, or lower the weight of {name}",
             )
-    chosen = [
-        row
+    drawn = [
+        (name, k)
         for name, count in counts.items()
-        for row in shuffled(groups[name], seed, f"mix:{name}", [r.id for r in groups[name]])[:count]
+        for k in shuffled(range(sizes[name]), seed, f"mix:{name}", groups[name])[:count]
     ]
-    return shuffled(chosen, seed, "mix-order", [row.id for row in chosen])
+    return shuffled(drawn, seed, "mix-order", [groups[name][k] for name, k in drawn])

@@ -6,34 +6,46 @@ with a reason, never bent into shape.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
 
-from aloe.data.clean import key_text, repair_answer
+from aloe.data.clean import key_text
+from aloe.data.options import (
+    OPTION_COLUMNS,
+    Misfit,
+    columns_options,
+    parsed,
+    read_options,
+    resolve_answer,
+    whole_number,
+)
+from aloe.errors import AloeError
 from aloe.records import AttackPrompt, Dialogue, Message, Preference, Question, Row, row_id
 
-
-class Misfit(Exception):
-    """A row that doesn't fit its shape: a reason for the ledger and a detail for the reader."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
+ANSWER_COLUMNS = ("answer_idx", "answer_index", "cop", "answer")  # the first that a row has counts
+COLUMNS = (  # names that a declared mapping can map to
+    "id", "source", "licence", "split", "topic", "question", "options", "choices", *"ABCDEFGH", "answer", "answer_idx",
+    "context", "explanation", "instruction", "input", "output", "messages", "conversations", "prompt", "chosen",
+    "rejected", "completions", "dialogue", "note", "section", "request", "safe_response", "label",
+)  # fmt: skip
+# Names in `meta` that later stages act on: a column of the file that happens to be called so must not pass for them.
+_RESERVED = frozenset({"form", "slots", "template"})
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What fills in for a row that states no source or licence. `licence` wins over the row's own when it is set;
-    `repair` allows the repair of mangled multiple-choice answers; `content_ids` makes ids from content and keeps the
-    row's own as `meta["original_id"]`."""
+    """What fills in for a row that states no source or licence. `licence` wins over the row's own when it is set,
+    `published` is what a preset knows and the row's own wins over it; `repair` allows the repair of mangled
+    multiple-choice answers; `content_ids` makes ids from content and keeps the row's own as `meta["original_id"]`."""
 
     source: str
     licence: str | None = None
     repair: bool = True
     content_ids: bool = False
+    published: str = "unknown"
 
 
 @dataclass
@@ -71,117 +83,71 @@ class Taker:
     def base(self, defaults: Defaults, **extra: Any) -> dict[str, Any]:
         """The fields every record has. Columns not taken, then the row's own `meta`, end up in `meta`."""
         own = self.row.get("meta")
-        rest = {k: _plain(v) for k, v in self.row.items() if k not in self.used and v is not None}
+        rest = {_meta_name(k, v): plain(v) for k, v in self.row.items() if k not in self.used and v is not None}
         meta = {**rest, **extra, **(own if isinstance(own, Mapping) else {})}
-        licence = defaults.licence or self.row.get("licence") or self.row.get("license") or "unknown"
+        licence = defaults.licence or self.row.get("licence") or self.row.get("license") or defaults.published
         given = str(self.row["id"]) if self.row.get("id") is not None else ""
         if given and defaults.content_ids:
             meta = {"original_id": given, **meta}
         return {
-            "id": row_id(_plain(self.row)) if not given or defaults.content_ids else given,
+            "id": row_id(plain(self.row)) if not given or defaults.content_ids else given,
             "source": str(self.row.get("source") or defaults.source),
             "licence": str(licence).strip().lower(),
             "meta": meta,
         }
 
 
-def _plain(value: Any) -> Any:
-    """JSON-able copy of a cell: dates, bytes and the like become text."""
+def _meta_name(column: str, value: Any) -> str:
+    taken = column in _RESERVED or (column == "question" and isinstance(value, Mapping))
+    return f"column_{column}" if taken else column
+
+
+def plain(value: Any) -> Any:
+    """JSON-able copy of a cell: dates and the like become text, bytes (an image) their size and digest."""
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes {hashlib.blake2b(value, digest_size=8).hexdigest()}>"
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 # ---------------------------------------------------------------------------------------------- questions
 
-_OPTION_COLUMNS = (tuple("ABCDEFGH"), ("opa", "opb", "opc", "opd", "ope"))
 
-
-def _options_of(taker: Taker) -> dict[str, str]:
-    value = _parsed(taker.take("options", "choices"))
-    if value is None:
-        return _options_from_columns(taker)
-    if isinstance(value, Mapping):
-        options = {str(k).strip().upper(): v for k, v in value.items() if v is not None}
-        if any(len(k) != 1 or k not in ascii_uppercase for k in options):
-            raise Misfit("bad_option_letters", f"options are named {sorted(value)}, expected letters A, B, ...")
-        pairs: Iterable[tuple[str, Any]] = sorted(options.items())
-    elif isinstance(value, list) and len(value) <= len(ascii_uppercase):
-        pairs = zip(ascii_uppercase, value, strict=False)
-    else:
-        raise Misfit("bad_options", f"options should be a map or a list, found {type(value).__name__}")
-    return _checked(dict(pairs))
-
-
-def _options_from_columns(taker: Taker) -> dict[str, str]:
-    for names in _OPTION_COLUMNS:
+def _options_of(taker: Taker) -> tuple[dict[str, str], bool]:
+    value = taker.take("options", "choices")
+    if value is not None:
+        return read_options(value)
+    for names in OPTION_COLUMNS:
         if names[0] in taker.row:
-            values = [taker.take(n) for n in names]
-            return _checked(
-                {letter: v for letter, v in zip(ascii_uppercase, values, strict=False) if v is not None and v != ""}
-            )
+            taker.used.update(names)
+            return columns_options(taker.row, names), True
     raise Misfit("no_options", "the row has no options")
 
 
-def _checked(options: dict[str, Any]) -> dict[str, str]:
-    texts = {k: str(v) for k, v in options.items() if not isinstance(v, Mapping | list)}
-    if len(texts) < len(options):
-        raise Misfit("bad_options", "an option is not text")
-    if len(texts) < 2:
-        raise Misfit("too_few_options", f"{len(texts)} option(s); a question needs two or more")
-    if blank := [k for k, v in texts.items() if not v.strip()]:
-        raise Misfit("empty_option", f"option {blank[0]} is blank")
-    return texts
-
-
-def _parsed(value: Any) -> Any:
-    """Nested values written as JSON text (CSV files) are read; anything else comes back as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as cause:
-            raise Misfit("bad_json", f"a nested value is not valid JSON ({cause.msg})") from None
-    return value
-
-
-def resolve_answer(
-    value: Any, options: dict[str, str], *, lettered: bool = True, repair: bool = True
-) -> tuple[str, str | None]:
-    """(letter, repair pattern or None) for an answer given as a letter, a 0-based index or an option's text.
-
-    `lettered` says that the row itself names its options by letters; in a list of options a letter may also be a
-    text (blood group "B"), so there the two readings must agree.
-    """
-    letters = sorted(options)
-    if isinstance(value, bool) or value is None:
-        raise Misfit("no_answer", f"the answer is {value!r}")
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        if not 0 <= value < len(letters):
-            raise Misfit("answer_not_in_options", f"index {int(value)} is outside 0..{len(letters) - 1} (0-based)")
-        return letters[int(value)], None
-    text = str(value).strip()
-    same = [k for k, v in options.items() if v.strip() == text]
-    as_letter = text.upper() if text.upper() in options else None
-    if as_letter and not lettered and same and same != [as_letter]:
-        raise Misfit("ambiguous_answer", f"{text!r} is the letter of one option and the text of {same[0]}")
-    if as_letter:
-        return as_letter, None
-    if len(same) == 1:
-        return same[0], None
-    if repair and (found := repair_answer(text, options)):
-        return found
-    raise Misfit("answer_not_in_options", f"answer {text[:60]!r} is none of {', '.join(letters)}")
+def _answer_of(taker: Taker, options: dict[str, str], lettered: bool, repair: bool) -> tuple[str, str | None, Any]:
+    """(letter, repair pattern, the value as it stands) of a row's answer."""
+    column = next((c for c in ANSWER_COLUMNS if taker.row.get(c) is not None), "answer")
+    value = taker.take(column)
+    count = max(len(options), *(sum(n in taker.row for n in names) for names in OPTION_COLUMNS))  # blank ones, too
+    if column == "cop" and whole_number(value) == count:
+        raise AloeError(
+            f"cop is {value} of {count} options: this file counts them from 1, not from 0",
+            fix="name its preset (medmcqa_original, careqa), or map another column to `answer`",
+        )
+    listed = parsed(taker.row.get("options", taker.row.get("choices")))
+    if lettered and isinstance(listed, list) and isinstance(value, str) and listed.count(value) == 1:
+        return ascii_uppercase[listed.index(value)], None, value  # "A. Iron", as it stands in the list
+    return *resolve_answer(value, options, lettered=lettered, repair=repair), value
 
 
 def _question(row: Mapping[str, Any], defaults: Defaults) -> Row:
     taker = Taker(row)
     stem = taker.need("empty_question", "question")
-    options = _options_of(taker)
-    value = taker.take("answer_idx", "answer_index", "cop", "answer")
-    lettered = not isinstance(_parsed(row.get("options", row.get("choices"))), list)
-    letter, pattern = resolve_answer(value, options, lettered=lettered, repair=defaults.repair)
+    options, lettered = _options_of(taker)
+    letter, pattern, value = _answer_of(taker, options, lettered, defaults.repair)
     beside = row.get("answer")  # MedQA carries the answer's text beside its letter: they must agree
     if (
         isinstance(beside, str)
@@ -204,7 +170,7 @@ _ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant
 
 def messages_of(value: Any) -> list[Message]:
     """Messages from `[{role, content}]` or ShareGPT `[{from, value}]`, roles mapped to system, user, assistant."""
-    value = _parsed(value)
+    value = parsed(value)
     if not isinstance(value, list) or not value:
         raise Misfit("no_messages", "the conversation is missing or empty")
     return [_message(turn) for turn in value]
@@ -246,6 +212,21 @@ def _question_answer(row: Mapping[str, Any], defaults: Defaults) -> Row:
     return Dialogue(messages=messages, **taker.base(defaults, form="question_answer"))
 
 
+def as_task(taker: Taker, defaults: Defaults, task: str, user: str, answer: str, **slots: str) -> Dialogue:
+    """One exchange whose texts a template of `task` will frame; `slots` are further texts for that template."""
+    extra = {"form": task, "slots": slots} if slots else {"form": task}
+    return Dialogue(messages=_exchange(user, answer), **taker.base(defaults, **extra))
+
+
+def _dialogue_to_note(row: Mapping[str, Any], defaults: Defaults) -> Row:
+    taker = Taker(row)
+    section = taker.text("section").strip()
+    return as_task(
+        taker, defaults, "dialogue_to_note", taker.need("empty_dialogue", "dialogue"), taker.need("empty_note", "note"),
+        **({"section": section} if section else {}),
+    )  # fmt: skip
+
+
 def _instruction(row: Mapping[str, Any], defaults: Defaults) -> Row:
     taker = Taker(row)
     prompt, extra = taker.need("empty_instruction", "instruction"), taker.text("input")
@@ -261,23 +242,68 @@ def _instruction(row: Mapping[str, Any], defaults: Defaults) -> Row:
 def _preference(row: Mapping[str, Any], defaults: Defaults) -> Row:
     taker = Taker(row)
     chosen, rejected = _parsed_turns(taker.take("chosen")), _parsed_turns(taker.take("rejected"))
-    prompt = _parsed(taker.take("prompt", "question", "instruction", "messages", "conversations"))
+    prompt = parsed(taker.take("prompt", "question", "instruction", "messages", "conversations"))
     if isinstance(prompt, str):
         context: list[Message] = [{"role": "user", "content": prompt}] if prompt.strip() else []
     else:
         context = messages_of(prompt) if prompt else []
-    if not context:  # the whole conversation stands in chosen and rejected: what they share is the prompt
-        if chosen[:-1] != rejected[:-1]:
+    if len(chosen) > 1 or len(rejected) > 1 or not context:  # whole conversations: what they share is the prompt
+        shared = chosen[:-1]
+        if shared != rejected[:-1]:
             raise Misfit("prompts_differ", "chosen and rejected do not continue the same conversation")
-        context, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
-    if not context or len(chosen) != 1 or len(rejected) != 1:
+        if context and not _is_prompt_of(context, shared):
+            raise Misfit("prompts_differ", "the prompt is not what chosen and rejected continue")
+        context, chosen, rejected = shared, chosen[-1:], rejected[-1:]
+    if row.get("messages") == row.get("chosen"):
+        taker.used.add("messages")  # UltraFeedback repeats the chosen conversation there
+    if not context:
         raise Misfit("empty_prompt", "a prompt and one chosen and one rejected answer are needed")
-    texts = chosen[0]["content"], rejected[0]["content"]
     if any(m[0]["role"] != "assistant" for m in (chosen, rejected)):
         raise Misfit("wrong_last_turn", "chosen and rejected must be the assistant's")
-    if texts[0] == texts[1]:
+    return preference(context, chosen[0]["content"], rejected[0]["content"], taker.base(defaults))
+
+
+def preference(prompt: list[Message], chosen: str, rejected: str, base: dict[str, Any]) -> Preference:
+    """A pair from its parts; equal answers and a prompt that doesn't end with the user are misfits."""
+    if chosen == rejected:
         raise Misfit("chosen_is_rejected", "chosen and rejected are the same text")
-    return Preference(prompt=_alternating(context, "user"), chosen=texts[0], rejected=texts[1], **taker.base(defaults))
+    return Preference(prompt=_alternating(prompt, "user"), chosen=chosen, rejected=rejected, **base)
+
+
+def _is_prompt_of(prompt: list[Message], shared: list[Message]) -> bool:
+    """Whether a stated prompt is the shared beginning, or (UltraFeedback) one of its user turns."""
+    if prompt == shared:
+        return True
+    users = [m["content"].strip() for m in shared if m["role"] == "user"]
+    return len(prompt) == 1 and prompt[0]["content"].strip() in (users[:1] + users[-1:])
+
+
+def ranked(taker: Taker, defaults: Defaults, score: str = "overall_score") -> Preference:
+    """UltraFeedback: an instruction and several scored completions; the best against the worst, ties by order."""
+    prompt = taker.need("empty_prompt", "instruction")
+    found = parsed(taker.take("completions"))
+    if not isinstance(found, list) or not all(isinstance(c, Mapping) for c in found):
+        raise Misfit("bad_completions", "completions should be a list of maps")
+    scored = [(c, s) for c in found if (s := _score(c.get(score))) is not None and isinstance(c.get("response"), str)]
+    scored = [(c, s) for c, s in scored if c["response"].strip()]
+    if len(scored) < 2:
+        raise Misfit("too_few_completions", f"{len(scored)} completion(s) with a response and {score}")
+    (best, high), (worst, low) = max(scored, key=lambda x: x[1]), min(scored, key=lambda x: x[1])
+    if high == low:
+        raise Misfit("no_preference", f"all completions have {score} {high:g}")
+    about = {"score_chosen": high, "score_rejected": low, "score": score}
+    models = {f"{k}_model": str(c["model"]) for k, c in (("chosen", best), ("rejected", worst)) if c.get("model")}
+    base = taker.base(defaults, **about, **models)
+    return preference([{"role": "user", "content": prompt}], best["response"], worst["response"], base)
+
+
+def _score(value: Any) -> float | None:
+    """A score as a number; "N/A", a missing or a not finite one is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if abs(number) < float("inf") and not isinstance(value, bool) else None
 
 
 def _parsed_turns(value: Any) -> list[Message]:
@@ -333,18 +359,20 @@ def _has(columns: set[str], *names: str) -> bool:
     return any(n in columns for n in names)
 
 
-_ANSWERS = ("answer", "answer_idx", "answer_index", "cop")
 SHAPES: tuple[Shape, ...] = (  # first fit wins: the more specific stand first
     Shape("styled attack", AttackPrompt, lambda c: {"base_id", "style", "request", "prompt"} <= c, _attack_record),
     Shape("preference", Preference, lambda c: {"chosen", "rejected"} <= c, _preference),
     Shape(
         "multiple choice", Question,
-        lambda c: "question" in c and _has(c, *_ANSWERS)
+        lambda c: "question" in c and _has(c, *ANSWER_COLUMNS)
         and (_has(c, "options", "choices") or {"A", "B"} <= c or {"opa", "opb"} <= c),
         _question,
     ),
     Shape("conversation", Dialogue, lambda c: _has(c, "messages", "conversations"), _conversation),
     Shape("attack", AttackPrompt, lambda c: "request" in c or {"prompt", "label"} <= c, _attack),
+    Shape("ranked completions", Preference, lambda c: {"instruction", "completions"} <= c,
+          lambda row, defaults: ranked(Taker(row), defaults)),
+    Shape("dialogue and note", Dialogue, lambda c: {"dialogue", "note"} <= c, _dialogue_to_note),
     Shape(
         "instruction", Dialogue,
         lambda c: "instruction" in c and _has(c, "output", "answer", "response"), _instruction,

@@ -46,7 +46,7 @@ class Evaluate(Step):
     """Scores with intervals, parse rates and paired comparisons."""
 
     verb: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     makes: ClassVar[Kind] = "scores"
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed", "engine.precision")
 
@@ -114,7 +114,9 @@ class Evaluate(Step):
 
     def _store(self, ctx: Context, dropped: list[dict[str, str]]) -> ExemplarStore:
         assert self.exemplars is not None  # the validator saw to it
-        records, misfits = load_rows(ctx.path(self.exemplars), source=self.exemplars)
+        folder = ctx.path(self.exemplars)
+        written = folder / "exemplars.parquet"  # of `synthesize`: validated solutions, not the reference explanations
+        records, misfits = load_rows(written if written.is_file() else folder, source=self.exemplars)
         out = [{"id": d.id, "reason": d.reason, "evidence": d.detail} for d in misfits]
         questions = []
         for record in records:

@@ -1,15 +1,16 @@
 """The engine protocol: the one way the project asks a model for text or for log-likelihoods.
 
-Implementations: `local.py` (transformers on this machine), `mock.py` (deterministic, for tests); any other backend
-fits behind the same two methods. Replies come back in the order of the requests. A request that fails yields a reply
-whose `error` is set and whose `finish_reason` is "error"; it is never silently an empty answer.
+Implementations: `local.py` (transformers on this machine), `server.py` (any OpenAI-compatible server), `mock.py`
+(deterministic, for tests); any other backend fits behind the same two methods. Replies come back in the order of the
+requests. A request that fails yields a reply whose `error` is set and whose `finish_reason` is "error"; it is never
+silently an empty answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from aloe.records import Message
 
@@ -33,7 +34,8 @@ class Request:
 
     `key` names the request in reports and keys its randomness together with `seed`: the same (model, messages,
     sampling, seed, key) draws the same text in any batch. `prefill` is the start of the assistant's own turn;
-    the reply's text does not repeat it.
+    the reply's text does not repeat it. `schema` is a JSON schema that the reply must follow; an engine that can't
+    see to it refuses the request.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Request:
     sampling: Sampling = Sampling()
     seed: int = 0
     prefill: str = ""
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Per continuation: summed log-probability (nats), its token count, and whether greedy decoding would give it."""
+    """Per continuation: summed log-probability (nats), its token count, and whether greedy decoding would give it.
+
+    `at_most` is empty where every value is exact; else True marks a value that is only an upper bound (a server that
+    lists no more than the likeliest tokens).
+    """
 
     key: str
     logprobs: tuple[float, ...]
@@ -80,6 +87,11 @@ class Score:
     greedy: tuple[bool, ...]
     prompt_tokens: int
     error: str | None = None
+    at_most: tuple[bool, ...] = ()
+
+
+# (index among the requests, its reply or score), as soon as it is finished
+Done = Callable[[int, "Reply | Score"], None]
 
 
 @runtime_checkable
@@ -93,3 +105,32 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]: ...
 
     def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]: ...
+
+
+@runtime_checkable
+class ReportingEngine(Engine, Protocol):
+    """An engine that tells of every reply as soon as it is finished, so that a kill loses none."""
+
+    reports: bool
+
+    def generate(
+        self, requests: Sequence[Request], tick: Tick | None = None, done: Done | None = None
+    ) -> list[Reply]: ...
+
+    def loglikelihood(
+        self, requests: Sequence[ScoreRequest], tick: Tick | None = None, done: Done | None = None
+    ) -> list[Score]: ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that draws requests one by one while others are under way, as a server with many places does."""
+
+    def stream(
+        self, feed: Iterable[tuple[int, Request | ScoreRequest]], done: Done, tick: Tick | None = None
+    ) -> None: ...
+
+
+def prefix_key(request: Request | ScoreRequest) -> str:
+    """Orders requests so that those which open alike are neighbours, for the server's prefix cache."""
+    return "\x1f".join(f"{m['role']}\x1e{m['content']}" for m in request.messages)

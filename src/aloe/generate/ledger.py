@@ -1,21 +1,40 @@
 """A request ledger: no finished reply is lost to a kill, and no call is made twice.
 
-SQLite, one row per finished request, keyed by the digest of (model, template, messages, sampling, seed, key). It
-wraps any engine and is one itself. Errors are not kept: a failed request is asked again next time.
+One row per finished request, keyed by the digest of (model, template, messages, sampling, seed, key), in the file of
+`reply_store.py`. It wraps any engine and is one itself. A reply is stored when the engine reports it, not when its
+batch ends. Errors are not kept: a failed request is asked again next time. Processes that share a file share the
+work: what another one is computing is waited for.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from aloe.digests import digest_json
-from aloe.generate.engine import Engine, Reply, Request, Score, ScoreRequest, Tick
+from aloe.errors import AloeError
+from aloe.generate.engine import (
+    Engine,
+    Reply,
+    ReportingEngine,
+    Request,
+    Score,
+    ScoreRequest,
+    StreamingEngine,
+    Tick,
+    prefix_key,
+)
+from aloe.generate.reply_store import ReplyStore
 
-CHUNK = 16  # replies asked for and written at once where the engine states no batch: what a kill can cost at most
+CHUNK = 16  # requests handed to an engine at once where it states no batch
+CLAIMED = 32  # requests claimed at once for an engine that draws them one by one
+POLL_S = 0.2  # seconds between looks at what another process is computing
+# Fields that requests and scores got later. While unset they leave keys and stored rows as they always were.
+ADDED = ("schema", "at_most")
 
 
 class LedgerEngine:
@@ -26,14 +45,24 @@ class LedgerEngine:
         self.name, self.model_digest, self.template_digest = engine.name, engine.model_digest, engine.template_digest
         self.hits = self.calls = 0
         self._chunk = int(getattr(engine, "max_batch", CHUNK))  # whole batches: a half-empty one costs the same
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        self._store = ReplyStore(path)
 
     def close(self) -> None:
-        """Close the database file."""
-        self._db.close()
+        """Close the file and, where it holds connections, the engine."""
+        self._store.close()
+        close = getattr(self.engine, "close", None)
+        if close is not None:
+            close()
+
+    def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]:
+        """Replies in order; only requests never answered before reach the engine."""
+        # The engine batches best when it sees neighbours together, so chunks follow length order of the prompts.
+        order = lambda i: (json.dumps(requests[i].messages)[:200], i)  # noqa: E731
+        return _Call(self, requests, tick, _reply, self.engine.generate, self._chunk).run(order)
+
+    def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]:
+        """Scores in order, remembered like replies."""
+        return _Call(self, requests, tick, _score, self.engine.loglikelihood, CHUNK * 4).run(lambda i: i)
 
     def _key(self, request: Request | ScoreRequest) -> str:
         parts = asdict(request)
@@ -44,60 +73,127 @@ class LedgerEngine:
         if isinstance(request, ScoreRequest):
             parts.pop("key")
         kind = type(request).__name__
-        return digest_json([kind, self.model_digest, self.template_digest, self.precision, parts])
-
-    def _get(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
-        found = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            for key, value in self._db.execute(f"SELECT key, value FROM replies WHERE key IN ({marks})", part):
-                found[key] = json.loads(value)
-        return found
-
-    def _put(self, rows: list[tuple[str, str]]) -> None:
-        with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", rows)
-
-    def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]:
-        """Replies in order; only requests never answered before reach the engine."""
-        keys = [self._key(r) for r in requests]
-        known = self._get(keys)
-        replies = {
-            i: replace(Reply(**known[k]), key=r.key)  # type: ignore[arg-type]
-            for i, (k, r) in enumerate(zip(keys, requests, strict=True))
-            if k in known
-        }
-        open_ = [i for i in range(len(requests)) if i not in replies]
-        self.hits, self.calls = self.hits + len(replies), self.calls + len(open_)
-        if tick and replies:
-            tick(len(replies), 0)
-        # The engine batches best when it sees neighbours together, so chunks follow length order of the prompts.
-        open_.sort(key=lambda i: (json.dumps(requests[i].messages)[:200], i))
-        for start in range(0, len(open_), self._chunk):
-            part = open_[start : start + self._chunk]
-            fresh = self.engine.generate([requests[i] for i in part], tick)
-            replies.update(zip(part, fresh, strict=True))
-            self._put([(keys[i], json.dumps(asdict(r))) for i, r in zip(part, fresh, strict=True) if r.error is None])
-        return [replies[i] for i in range(len(requests))]
-
-    def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]:
-        """Scores in order, remembered like replies."""
-        keys = [self._key(r) for r in requests]
-        known = self._get(keys)
-        scores = {i: _score(known[k], r.key) for i, (k, r) in enumerate(zip(keys, requests, strict=True)) if k in known}
-        open_ = [i for i in range(len(requests)) if i not in scores]
-        self.hits, self.calls = self.hits + len(scores), self.calls + len(open_)
-        if tick and scores:
-            tick(len(scores), 0)
-        for start in range(0, len(open_), CHUNK * 4):
-            part = open_[start : start + CHUNK * 4]
-            fresh = self.engine.loglikelihood([requests[i] for i in part], tick)
-            scores.update(zip(part, fresh, strict=True))
-            self._put([(keys[i], json.dumps(asdict(s))) for i, s in zip(part, fresh, strict=True) if s.error is None])
-        return [scores[i] for i in range(len(requests))]
+        return digest_json([kind, self.model_digest, self.template_digest, self.precision, _set(parts)])
 
 
-def _score(value: dict[str, object], key: str) -> Score:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return Score(**{**fields, "key": key})  # type: ignore[arg-type]
+class _Call:
+    """One call of the ledger: what is known, what is asked now, what another process is at."""
+
+    def __init__(
+        self,
+        ledger: LedgerEngine,
+        requests: Sequence[Any],
+        tick: Tick | None,
+        restore: Callable[[str, Any, Path], Any],
+        ask: Callable[..., list[Any]],
+        chunk: int,
+    ) -> None:
+        self.ledger, self.store, self.engine = ledger, ledger._store, ledger.engine
+        self.requests, self.tick, self.restore, self.ask, self.chunk = requests, tick, restore, ask, chunk
+        self.keys = [ledger._key(r) for r in requests]
+        self.results: dict[int, Any] = {}
+
+    def run(self, order: Callable[[int], Any]) -> list[Any]:
+        self._recall(range(len(self.keys)), self.store.get(self.keys))
+        first = {self.keys[i]: i for i in reversed(range(len(self.keys))) if i not in self.results}
+        # A request that stands there twice is asked once.
+        twins = [i for i in range(len(self.keys)) if i not in self.results and first[self.keys[i]] != i]
+        open_ = sorted(first.values(), key=order)
+        try:
+            while open_:
+                open_ = self._stream(open_) if isinstance(self.engine, StreamingEngine) else self._chunks(open_)
+                if open_:  # another process is at these: soon they are finished, or it is dead, or it gave up
+                    time.sleep(POLL_S)
+        finally:
+            self.store.release([self.keys[i] for i in first.values()])
+        for i in twins:
+            self.results[i] = replace(self.results[first[self.keys[i]]], key=self.requests[i].key)
+        self._count(len(twins))
+        return [self.results[i] for i in range(len(self.keys))]
+
+    def _recall(self, indices: Sequence[int], known: dict[str, str]) -> None:
+        """Results from stored values."""
+        found = [i for i in indices if self.keys[i] in known]
+        for i in found:
+            self.results[i] = self.restore(known[self.keys[i]], self.requests[i].key, self.store.path)
+        self._count(len(found))
+
+    def _count(self, hits: int) -> None:
+        self.ledger.hits += hits
+        if self.tick and hits:
+            self.tick(hits, 0)
+
+    def _take(self, part: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(those of `part` to ask now, those another process is at); what was finished meanwhile is recalled."""
+        mine, finished = self.store.take([self.keys[i] for i in part])
+        self._recall(part, finished)
+        rest = [i for i in part if self.keys[i] not in finished]
+        return [i for i in rest if self.keys[i] in mine], [i for i in rest if self.keys[i] not in mine]
+
+    def _keep(self, i: int, result: Any) -> None:
+        self.results[i] = result
+        self.ledger.calls += 1
+        if result.error is None:
+            self.store.put([(self.keys[i], json.dumps(_set(asdict(result))))])
+        else:
+            self.store.release([self.keys[i]])
+
+    def _chunks(self, open_: Sequence[int]) -> list[int]:
+        busy = []
+        for start in range(0, len(open_), self.chunk):
+            mine, theirs = self._take(open_[start : start + self.chunk])
+            busy += theirs
+            if not mine:
+                continue
+            asked = [self.requests[i] for i in mine]
+            if isinstance(self.engine, ReportingEngine):
+                fresh = self.ask(asked, self.tick, done=lambda at, result, mine=mine: self._keep(mine[at], result))
+            else:
+                fresh = self.ask(asked, self.tick)
+            for i, result in zip(mine, fresh, strict=True):
+                if i not in self.results:
+                    self._keep(i, result)
+        return busy
+
+    def _stream(self, open_: Sequence[int]) -> list[int]:
+        assert isinstance(self.engine, StreamingEngine)
+        busy: list[int] = []
+
+        def feed() -> Iterator[tuple[int, Any]]:
+            # The whole text orders them here: a server's prefix cache holds more than one batch.
+            line = sorted(open_, key=lambda i: (prefix_key(self.requests[i]), i))
+            for start in range(0, len(line), CLAIMED):
+                mine, theirs = self._take(line[start : start + CLAIMED])
+                busy.extend(theirs)
+                yield from ((i, self.requests[i]) for i in mine)
+
+        self.engine.stream(feed(), self._keep, self.tick)
+        return busy
+
+
+def _set(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parts.items() if name not in ADDED or value}
+
+
+def _reply(text: str, key: str, path: Path) -> Reply:
+    return Reply(**{**_stored(text, path), "key": key})
+
+
+def _score(text: str, key: str, path: Path) -> Score:
+    stored = _stored(text, path)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return Score(**{**fields, "key": key})
+
+
+def _stored(text: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise AloeError(
+            "the request ledger holds a reply that is no JSON",
+            where=str(path),
+            fix="move the file (and those of its name that end in -wal and -shm) away: replies are asked for again",
+        )
+    return value

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from aloe.errors import AloeError
-from aloe.generate.engine import FinishReason, Reply, Request, Score, ScoreRequest, Tick
+from aloe.generate.engine import Done, FinishReason, Reply, Request, Score, ScoreRequest, Tick
 from aloe.keyed import rng
 from aloe.models.load import Loaded
 from aloe.models.packed import Tree, common_prefix, lay_out
@@ -48,6 +48,8 @@ class LocalEngine:
         batch_tokens: tokens laid out in one forward pass for log-likelihoods; by device where not given.
     """
 
+    reports = True
+
     def __init__(
         self, loaded: Loaded, name: str, model_digest: str, *, max_batch: int = 16, batch_tokens: int | None = None
     ) -> None:
@@ -68,8 +70,17 @@ class LocalEngine:
     # -- generation ---------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]:
-        """One reply per request, in order. Requests are batched by their opening tokens, then by length."""
+    def generate(self, requests: Sequence[Request], tick: Tick | None = None, done: Done | None = None) -> list[Reply]:
+        """One reply per request, in order. Requests are batched by their opening tokens, then by length.
+
+        Raises:
+            AloeError: a request with a JSON schema, which nothing here could hold the reply to.
+        """
+        if any(r.schema is not None for r in requests):
+            raise AloeError(
+                f"model {self.name} runs on this machine, where replies can't be held to a JSON schema",
+                fix="name a server with `structured: true` for this step (docs/servers.md)",
+            )
         rows = [_Row(i, r, self.loaded.template.prompt_ids(r.messages, r.prefill)) for i, r in enumerate(requests)]
         replies: dict[int, Reply] = {}
         fitting = []
@@ -84,6 +95,8 @@ class LocalEngine:
             self._generate_batch(batch)
             for row in batch:
                 replies[row.index] = self._reply(row)
+                if done:
+                    done(row.index, replies[row.index])
             if tick:
                 tick(len(batch), sum(len(r.ids) for r in batch))
         return [replies[i] for i in range(len(rows))]
@@ -179,7 +192,9 @@ class LocalEngine:
     # -- log-likelihood -----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]:
+    def loglikelihood(
+        self, requests: Sequence[ScoreRequest], tick: Tick | None = None, done: Done | None = None
+    ) -> list[Score]:
         """Scores in order. Consecutive requests that open alike (the orders of one question) share that opening."""
         template = self.loaded.template
         contexts = [template.prompt_ids(r.messages, r.prefill) for r in requests]
@@ -190,6 +205,9 @@ class LocalEngine:
         scores: dict[int, Score] = {}
         for batch in self._score_batches(contexts, tails):
             self._score_batch(batch, requests, contexts, tails, scores)
+            if done:
+                for i in batch:
+                    done(i, scores[i])
             if tick:
                 tick(len(batch), sum(len(contexts[i]) for i in batch))
         return [scores[i] for i in range(len(requests))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aloe.digests import digest_text
-from aloe.generate.engine import Reply, Request, Score, ScoreRequest, Tick
+from aloe.generate.engine import Done, Reply, Request, Score, ScoreRequest, Tick
 from aloe.keyed import rng
 
 
@@ -16,8 +16,10 @@ def _keyed_score(request: ScoreRequest, continuation: str) -> float:
 class MockEngine:
     """Answers with `reply(request)` and scores with `score(request, continuation)`; tokens are counted as words.
 
-    A `reply` that raises gives a reply with `error` set, as a failing backend would.
+    A `reply` that raises gives a reply with `error` set, as a failing backend would. It also sees a request's `schema`.
     """
+
+    reports = True
 
     def __init__(
         self,
@@ -31,9 +33,9 @@ class MockEngine:
         self.requests: list[Request] = []
         self.scored: list[ScoreRequest] = []
 
-    def generate(self, requests: Sequence[Request], tick: Tick | None = None) -> list[Reply]:
-        replies = []
-        for request in requests:
+    def generate(self, requests: Sequence[Request], tick: Tick | None = None, done: Done | None = None) -> list[Reply]:
+        replies: list[Reply] = []
+        for i, request in enumerate(requests):
             self.requests.append(request)
             prompt = sum(len(m["content"].split()) for m in request.messages)
             try:
@@ -61,13 +63,17 @@ class MockEngine:
                     logprob=-float(len(words)),
                 )
             )
+            if done:
+                done(i, replies[-1])
             if tick:
                 tick(1, len(words))
         return replies
 
-    def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]:
-        scores = []
-        for request in requests:
+    def loglikelihood(
+        self, requests: Sequence[ScoreRequest], tick: Tick | None = None, done: Done | None = None
+    ) -> list[Score]:
+        scores: list[Score] = []
+        for i, request in enumerate(requests):
             self.scored.append(request)
             logprobs = tuple(self._score(request, c) for c in request.continuations)
             scores.append(
@@ -79,6 +85,8 @@ class MockEngine:
                     prompt_tokens=sum(len(m["content"].split()) for m in request.messages),
                 )
             )
+            if done:
+                done(i, scores[-1])
             if tick:
                 tick(1, len(request.continuations))
         return scores

@@ -1,6 +1,6 @@
 """Prompting: how a multiple-choice question is asked, and how the answer is read out of what comes back."""
 
-from aloe.prompting.embed import Embedder
+from aloe.generate.embed import Embedder
 from aloe.prompting.exemplars import Exemplar, ExemplarStore, exemplars_of
 from aloe.prompting.extract import Extraction, extract
 from aloe.prompting.library import load_prompt, prompt_names

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from aloe.digests import digest_json
 from aloe.errors import AloeError
+from aloe.generate.embed import Encoder
 from aloe.keyed import key64, shuffled
-from aloe.prompting.embed import Encoder
 from aloe.prompting.extract import clean, extract
 from aloe.prompting.mcq import letters_of, rotations, shown_letter, shown_options
 from aloe.records import Question

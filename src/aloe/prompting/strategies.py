@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from aloe.errors import AloeError
+from aloe.generate.embed import Embedder, Encoder
 from aloe.generate.engine import Engine, Reply, Request, Sampling, Tick
-from aloe.prompting.embed import Embedder, Encoder
 from aloe.prompting.exemplars import LEAK_COSINE, Exemplar, ExemplarStore, Shot, balance, exemplars_of
 from aloe.prompting.extract import EXTRACTION_RULE, Extraction, extract
 from aloe.prompting.library import load_prompt

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aloe.errors import AloeError
 from aloe.report import making, sections
+from aloe.report.curation import curations
 from aloe.report.evidence import gather
 
 NOT_MEASURED = "not measured"
@@ -23,7 +25,7 @@ NOT_MEASURED = "not measured"
 # text rearrange the page around it.
 _UNSEEN = dict.fromkeys(
     [*(c for c in range(32) if c not in (9, 10)), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
-    "\\N{REPLACEMENT CHARACTER}",
+    "\N{REPLACEMENT CHARACTER}",
 )
 
 
@@ -39,6 +41,8 @@ def build_report(folder: Path) -> str:
     """
     evidence = gather(folder)
     colours = sections.palette(evidence)
+    curated = curations(evidence)
+    told = {c["step"] for c in curated}  # in full, so the section on data needn't
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -49,7 +53,8 @@ def build_report(folder: Path) -> str:
             protocols=sections.protocols(evidence),
             red_teams=sections.red_teams(evidence, colours),
             training=making.training(evidence),
-            data_flow=making.data_flow(evidence),
+            curations=curated,
+            data_flow=[d for d in making.data_flow(evidence) if d["step"] not in told],
             merges=making.merges(evidence),
             previews=making.previews(evidence),
             risks=sections.risks(evidence),
@@ -88,6 +93,7 @@ def write_report(folder: Path, out: Path) -> Path:
     return out
 
 
+@cache
 def _environment() -> Environment:
     env = Environment(
         loader=PackageLoader("aloe.report", "templates"),

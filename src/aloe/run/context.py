@@ -11,6 +11,7 @@ from typing import Any
 
 from aloe.errors import AloeError
 from aloe.generate.engine import Engine
+from aloe.generate.server_spec import is_direct
 from aloe.run.inputs import Resource
 from aloe.run.progress import Console, Progress
 from aloe.run.store import Artifact
@@ -49,12 +50,28 @@ class Meter:
 
 
 class EnginePool:
-    """Keeps the last engine loaded; asking for another model lets it go first."""
+    """Keeps the last local engine loaded; asking for another model lets it go first. Servers are kept side by side."""
 
     def __init__(self, precision: str, max_batch: int, cache: Path) -> None:
         self.precision, self.max_batch, self.cache = precision, max_batch, cache
         self._digest = ""
         self._engine: Any = None
+        self._servers: dict[str, Any] = {}
+
+    def get_server(self, resource: Resource) -> Engine:
+        """The engine over a server, behind the same ledger."""
+        if resource.ref not in self._servers:
+            from aloe.generate.ledger import LedgerEngine
+            from aloe.generate.server import open_server
+
+            assert resource.server is not None
+            assert resource.digest is not None
+            # An address changes no result, so it stays out of the rows that name their writer.
+            name = resource.server.model if is_direct(resource.ref) else resource.ref
+            server = open_server(resource.server, name, resource.digest, resource.path)
+            # Weights and arithmetic are the server's: the recipe's precision says nothing about them.
+            self._servers[resource.ref] = LedgerEngine(server, self.cache / "requests.sqlite", "server")
+        return self._servers[resource.ref]  # type: ignore[no-any-return]
 
     def get(self, folder: Path, name: str, digest: str) -> Engine:
         if self._digest != digest:
@@ -70,7 +87,9 @@ class EnginePool:
         return self._engine  # type: ignore[no-any-return]
 
     def release(self) -> None:
-        """Drop the loaded model."""
+        """Drop the loaded model and the connections to servers."""
+        while self._servers:
+            self._servers.popitem()[1].close()
         if self._engine is not None:
             self._engine.close()
         self._engine, self._digest = None, ""
@@ -113,9 +132,13 @@ class RunContext:
         raise KeyError(f"step {self.name} asked for {ref!r}, which is not among its inputs")
 
     def path(self, ref: str) -> Path:
-        found = self._input(ref).path
-        assert found is not None
-        return found
+        found = self._input(ref)
+        if isinstance(found, Resource) and found.server is not None:
+            raise AloeError(
+                f"{ref!r} is a server, which has no files here", fix="name weights: a folder, a hub id or a step"
+            )
+        assert found.path is not None
+        return found.path
 
     def digest(self, ref: str) -> str:
         found = self._input(ref)
@@ -138,6 +161,9 @@ class RunContext:
         return self._artifacts[name].path
 
     def engine(self, ref: str) -> Engine:
+        found = self._input(ref)
+        if isinstance(found, Resource) and found.server is not None:
+            return self._pool.get_server(found)
         return self._pool.get(self.path(ref), ref, self.digest(ref))
 
     # -- record -------------------------------------------------------------------------------------------------

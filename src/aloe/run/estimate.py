@@ -24,7 +24,10 @@ ADAM_BYTES = 16  # float32 weights, gradients and two moments, per parameter
 MERGE_SECONDS = 1e-7  # per parameter, of three models on one core
 # Tokens, as the starter data has them: a question with options, a request, rows of training, a written explanation.
 QUESTION, REQUEST = 95, 60
-TOKENS_OF = {"sft": 130, "dpo": 220, "synthesize": 400, "red_team": REQUEST, "red_team_pairs": REQUEST}
+TOKENS_OF = {
+    "sft": 130, "dpo": 220, "synthesize": 400, "rewrite": 600, "preference_pairs": 130, "red_team": REQUEST,
+    "red_team_pairs": REQUEST,
+}  # fmt: skip
 ROWS = Ref((), "rows")
 
 
@@ -65,7 +68,8 @@ def _by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
         return _work(tokens, 2, size, 4)
     if step.verb in TOKENS_OF:
         rows = _rows(recipe, step, values) * len(values.get("models", [0])) * len(values.get("styles", [0]))
-        tokens = rows * (TOKENS_OF[step.verb] + values["max_new_tokens"]) * values.get("tries", 1)
+        asked = values.get("tries", 1) * values.get("samples", 1)
+        tokens = rows * (TOKENS_OF[step.verb] + values["max_new_tokens"]) * asked
         return _work(tokens, 2, size, 4)
     return Guess()
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from aloe.contract import Ref
 from aloe.digests import digest_file, digest_json, digest_tree, files_in
 from aloe.errors import AloeError
-from aloe.models.sources import ModelSource, cached_model_folder, digest_model, folder_licence, materialise, resolve
+from aloe.generate.server_spec import ServerSpec, direct, is_direct
+from aloe.models.sources import (
+    ModelSource,
+    cached_model_folder,
+    digest_model,
+    folder_licence,
+    materialise,
+    model_files,
+    resolve,
+)
 
 
 @dataclass(frozen=True)
@@ -25,14 +34,22 @@ class Resource:
     origin: str
     path: Path | None = None
     model: ModelSource | None = None
+    server: ServerSpec | None = None
+    template: ModelSource | None = None  # whose tokenizer and template a server's prompts are rendered with
 
     @property
     def is_path(self) -> bool:
-        """Whether the reference is a place on this machine, which must not enter a fingerprint."""
-        return self.origin in ("file", "folder", "GGUF file")
+        """Whether the reference is a place, a path here or a server's address, which must not enter a fingerprint."""
+        return self.origin in ("file", "folder", "GGUF file") or (self.server is not None and is_direct(self.ref))
 
     def fetch(self) -> Resource:
-        """The same input on local disk with its digest; converts or fetches where needed."""
+        """The same input on local disk with its digest; converts or fetches where needed. A server is not contacted:
+        of it only the template, where it names one, is fetched; that folder is then `path`."""
+        if self.server is not None:
+            if self.template is None:
+                return self
+            folder = materialise(self.template)
+            return replace(self, digest=self.server.digest(template_digest(folder)), path=folder)
         if self.kind == "model":
             assert self.model is not None
             folder = materialise(self.model)
@@ -44,11 +61,15 @@ class Resource:
 
 
 def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
-    """Resolve a reference that names no step. Nothing is fetched or converted here.
+    """Resolve a reference that names no step. Nothing is fetched, converted or contacted here.
 
     Raises:
         AloeError: it names nothing; the message lists what it could be.
     """
+    if mark.served is not None:
+        return _open_server(ref, mark.served, near)
+    if mark.resource == "model" and is_direct(ref):
+        return _open_server(ref, direct(ref), near)
     if mark.resource == "model":
         source = resolve(ref, near)
         return Resource(ref, "model", _known_digest(source), source.licence, _origin(source), source.path, source)
@@ -74,6 +95,23 @@ def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
         fix="check the path (read from the working directory, then from the recipe's folder); "
         "a hub data set looks like org/name or org/name@revision",
     )
+
+
+def _open_server(ref: str, spec: ServerSpec, near: Path | None) -> Resource:
+    """A server as an input: its digest is what it states of itself, known without asking it."""
+    if spec.template is None:
+        return Resource(ref, "model", spec.digest(), spec.licence, spec.origin, server=spec)
+    source = resolve(spec.template, near)
+    folder = cached_model_folder(source)
+    digest = spec.digest(template_digest(folder)) if folder else None
+    return Resource(ref, "model", digest, spec.licence, spec.origin, folder, server=spec, template=source)
+
+
+def template_digest(folder: Path) -> str:
+    """Content digest of a model folder's tokenizer and chat template, weights and model settings left out."""
+    files = {name: path for name, path in model_files(folder).items() if not name.endswith(".safetensors")}
+    skip = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+    return digest_tree({name: digest_file(path) for name, path in files.items() if name not in skip})
 
 
 def fetch_rows(ref: str) -> Resource:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from aloe.generate.engine import Request, Sampling
+from aloe.generate.engine import Engine, Request, Sampling
 from aloe.generate.local import LocalEngine
+from aloe.generate.server import open_server
+from aloe.generate.server_spec import direct, is_direct
 from aloe.models.load import load
 from aloe.models.sources import digest_model, materialise, resolve
 from aloe.records import Message
@@ -11,8 +13,10 @@ from aloe.records import Message
 NOTICE = "For research. Not a medical device: not for diagnosis, treatment or any decision about a patient."
 
 
-def open_engine(model: str) -> LocalEngine:
-    """A local engine over a packaged name, folder, GGUF file or hub id."""
+def open_engine(model: str) -> Engine:
+    """An engine over a packaged name, folder, GGUF file, hub id, or a server (`http://host:port/v1#model`)."""
+    if is_direct(model):
+        return open_server(direct(model), model)
     folder = materialise(resolve(model))
     return LocalEngine(load(folder), model, digest_model(folder))
 

@@ -7,6 +7,7 @@ data); `exam` shows neither, as in Medprompt's self-generated, label-validated e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from aloe.data.templates import format_question
@@ -77,12 +78,17 @@ SHOTS: tuple[Shot, ...] = (
 
 
 def writer_messages(question: Question, mode: Mode, shots: int) -> tuple[Message, ...]:
-    """System turn, `shots` worked examples as earlier turns, and the question."""
+    """System turn, `shots` worked examples as earlier turns, and the question: the same opening for every question, so
+    an engine computes it once."""
+    return (*_opening(mode, shots), {"role": "user", "content": _ask(question, mode)})
+
+
+@cache
+def _opening(mode: Mode, shots: int) -> tuple[Message, ...]:
     messages: list[Message] = [{"role": "system", "content": SYSTEM}]
     for shot in SHOTS[:shots]:
         messages.append({"role": "user", "content": _ask(shot.question, mode)})
         messages.append({"role": "assistant", "content": PREFILL + shot.solution + END})
-    messages.append({"role": "user", "content": _ask(question, mode)})
     return tuple(messages)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from aloe.errors import AloeError
-from aloe.prompting import embed
-from aloe.prompting.embed import Embedder, packaged_folder, unit_rows
+from aloe.generate import embed
+from aloe.generate.embed import Embedder, packaged_folder, unit_rows
 
 
 def test_packaged_weights_embed_offline() -> None:

@@ -1,0 +1,133 @@
+"""The whole of curation on real files, stage by stage, and how time and memory grow with rows.
+
+    python benchmarks/curation_scale.py [--quick] [--data DIR] [--rows 100000,1000000] [--out FILE]
+
+First the training files below DIR (`train/*.jsonl.gz`) against its benchmarks (`eval/*.jsonl.gz`), every stage on that
+needs no model server: clean, personal data (redacted), exact and near duplicates, decontamination, heuristic quality,
+templates, mix. Then larger sets, made from the same files by keyed perturbation with known duplicates
+(`near_duplicates.py`), through the same stages. Each run is the command line in a process of its own, in an empty
+cache; memory is the peak resident size of that process and its children as the kernel counts it. No peer does the same
+work end to end, so there is no ratio; the stages with a peer have benchmarks of their own. The last line printed is one
+JSON object. `--quick` takes 20,000 rows only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aloe import __version__
+from aloe.run.execute import library_versions, machine
+
+ROOT = Path(__file__).parents[1]
+FILES = ("medical_mcq", "medquad", "doctor_forum", "mts_dialog", "general_instructions", "general_math")
+BENCHMARKS = ("medmcqa_validation", "mmlu_medical_test", "pubmedqa_test", "mmlu_general_test", "gsm8k_test")
+
+
+def recipe(sources: dict[str, dict[str, Any]], against: list[str]) -> dict[str, Any]:
+    """One curate step with every stage that needs no model."""
+    step = {
+        "sources": sources, "decontaminate": {"against": against}, "phi": {"mode": "redact"},
+        "quality": {"scorer": "heuristics", "drop_share": 0.1}, "max_dropped_share": 0.9,
+    }  # fmt: skip
+    return {"family": "curation-scale", "licence": "cc-by-nc-4.0", "seed": 7, "steps": {"corpus": {"curate": step}}}
+
+
+def curate(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run the recipe; seconds, peak resident bytes, and what its manifest says."""
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    env = {**os.environ, "ALOE_HOME": str(folder / "home")}
+    command = [sys.executable, "-m", "aloe", "run", str(path), "--out", str(folder / "out")]
+    begin = time.monotonic()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - begin
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise SystemExit("curation failed")
+    artifact = folder / "out" / "curation-scale" / "corpus"
+    summary = json.loads((artifact / "manifest.json").read_text("utf-8"))["summary"]
+    stages = json.loads((artifact / "stats.json").read_text("utf-8"))["stages"]
+    return {
+        "rows_read": summary["rows_read"], "rows": summary["rows"], "contaminated": summary["contaminated"],
+        "seconds": round(seconds, 2), "rows_per_second": round(summary["rows_read"] / seconds, 1),
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "stages": {
+            name: {
+                "seconds": summary["seconds"][name], "rows_in": s["rows_in"], "kept": s["kept"], "dropped": s["dropped"],
+            }
+            for name, s in stages.items()
+        },
+    }  # fmt: skip
+
+
+def real(data: Path, folder: Path, limit: int | None) -> dict[str, Any]:
+    """The real files."""
+    sources = {str(data / "train" / f"{name}.jsonl.gz"): {"ids": "content"} for name in FILES}
+    if limit:
+        sources = {path: {**options, "limit": limit} for path, options in sources.items()}
+    return curate(recipe(sources, [str(data / "eval" / f"{n}.jsonl.gz") for n in BENCHMARKS]), folder)
+
+
+def made(data: Path, folder: Path, rows: int) -> dict[str, Any]:
+    """A perturbed set of this many rows."""
+    from near_duplicates import write_perturbed
+
+    path = folder / "perturbed.jsonl"
+    write_perturbed(data, path, rows)
+    result = curate(
+        recipe({str(path): {"ids": "content"}}, [str(data / "eval" / f"{n}.jsonl.gz") for n in BENCHMARKS]), folder
+    )
+    return {"set": f"{rows} rows by keyed perturbation of the real files", **result}
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """Stage times as a table."""
+    print(
+        f"{name}: {result['rows_read']} rows in {result['seconds']:.1f} s, {result['peak_bytes'] / 1e9:.2f} GB at peak"
+    )
+    for stage, s in result["stages"].items():
+        print(f"  {stage:<14} {s['seconds']:>8.1f} s  {s['rows_in']:>9} in {s['kept']:>9} kept  {s['dropped'] or ''}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--rows", default="100000,1000000", help="sizes of the made sets; empty for none")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if not options.data.exists():
+        raise SystemExit(f"no data in {options.data}: give --data")
+    sizes = [int(n) for n in options.rows.split(",") if n] if not options.quick else []
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "real").mkdir()
+        first = real(options.data, Path(folder) / "real", 4000 if options.quick else None)
+        show("real files", first)
+        grown = []
+        for rows in sizes:
+            (Path(folder) / str(rows)).mkdir()
+            grown.append(made(options.data, Path(folder) / str(rows), rows))
+            show(f"made, {rows}", grown[-1])
+    result = {
+        "name": "curation_scale", "unit": "rows/s", "ours": first["rows_per_second"], "peer": None,
+        "peer_version": None, "ratio": None, "spread": None, "machine": machine(), "aloe": __version__,
+        "versions": library_versions(), "quick": options.quick, "real": first, "made": grown,
+    }  # fmt: skip
+    text = json.dumps(result, ensure_ascii=False)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The stage of curation that takes out what benchmarks ask, in three tiers, with the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aloe.data import decontaminate
+from aloe.data.flow import Stage, StageOut
+from aloe.data.settings import Decontaminate
+from aloe.data.sources import Dropped, read_rows, source_name
+from aloe.data.spool import Item, Mapped, View
+from aloe.errors import AloeError
+from aloe.records import Dialogue, Question, Row
+
+Benchmarks = Mapping[str, tuple[Sequence[Row], int]]  # name -> (rows, how many could not be read)
+
+
+def benchmarks(settings: Decontaminate, path: Callable[[str], Path]) -> Benchmarks:
+    """Rows of each benchmark by name; those that could not be read are counted, and reported."""
+    found: dict[str, tuple[Sequence[Row], int]] = {}
+    for b in settings.against:
+        rows: list[Row] = []
+        unread = 0
+        for row in read_rows(
+            path(b.rows), source=source_name(b.rows), preset=b.preset, columns=b.columns or None, split=b.split
+        ):
+            if isinstance(row, Dropped):
+                unread += 1
+            elif isinstance(row, Question | Dialogue):
+                rows.append(row)
+            else:
+                raise AloeError(
+                    f"these are {row.kind} rows; curate takes questions and dialogues",
+                    where=b.rows,
+                    fix="name another set",
+                )
+        found[source_name(b.rows)] = rows, unread
+    return found
+
+
+def decontaminated(
+    settings: Decontaminate,
+    benchmarks: Callable[[], Benchmarks],
+    encoder: Callable[[str], Any],
+    engine: Callable[[str], Any],
+    digests: Mapping[str, str],
+) -> Stage:
+    """Drop rows that hold a benchmark's item. `digests` are those of the benchmarks, by reference."""
+
+    def run(view: View, out: StageOut) -> None:
+        found = benchmarks()
+        items = {name: [decontaminate.item(r) for r in rows] for name, (rows, _) in found.items()}
+        rows = Mapped(view, _item)
+        report = decontaminate.contamination(rows, items, settings.min_similarity)
+        hits = [_evidence(hit, rows, items) for hit in report.hits]
+        worst: dict[int, dict[str, Any]] = {}
+        for hit, evidence in zip(report.hits, hits, strict=True):
+            if hit.row not in worst or evidence["similarity"] > worst[hit.row]["similarity"]:
+                worst[hit.row] = evidence
+        for n in sorted(worst):
+            out.drop(n, view[n], "contaminated", f"holds {worst[n]['benchmark']} {worst[n]['item_id']}", worst[n])
+        out.facts |= {
+            "settings": {
+                **settings.model_dump(mode="json"), "ngram": [decontaminate.MIN_N, decontaminate.MAX_N],
+                "other_answer_similarity": decontaminate.OTHER_ANSWER, "contained_share": decontaminate.CONTAINED,
+            },
+            "benchmarks": {n: {"items": len(rows), "unreadable": unread} for n, (rows, unread) in found.items()},
+            "table": report.table,
+            "flagged_items": {n: sorted({h["item_id"] for h in hits if h["benchmark"] == n}) for n in items},
+            "hits": hits,
+        }  # fmt: skip
+
+    return Stage("decontaminate", [settings.model_dump(mode="json"), dict(digests)], run)
+
+
+def _item(item: Item) -> decontaminate.Item:
+    return decontaminate.item(item.record)
+
+
+def _evidence(
+    hit: decontaminate.Hit, rows: Sequence[decontaminate.Item], benchmarks: Mapping[str, Sequence[decontaminate.Item]]
+) -> dict[str, Any]:
+    row, other = rows[hit.row], benchmarks[hit.benchmark][hit.item]
+    return {
+        "row_id": row.id, "source": row.source, "benchmark": hit.benchmark, "item_id": other.id, "tier": hit.tier,
+        "similarity": round(hit.similarity, 4), "row_text": row.question, "item_text": other.question,
+    }  # fmt: skip

@@ -1,0 +1,190 @@
+"""Rows on disk between the stages of curation: an Arrow file, memory-mapped, read in order or by number.
+
+Two million rows as Python objects take over ten gigabytes; here they take disk, and a stage sees one batch at a time.
+A stage that only drops rows writes no new file: a `View` is a spool and the numbers of the rows still in.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from aloe.records import KINDS, Row
+
+T = TypeVar("T")
+BATCH = 2048  # rows decoded at a time
+SCHEMA = pa.schema(
+    [
+        ("rank", pa.int32()),  # place of the input in the list of sources
+        ("origin", pa.string()),  # name of the input
+        ("kind", pa.string()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.large_string()),  # the whole record as JSON
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row on its way: `origin` is the name of the source it came in by, `rank` that source's place in the list."""
+
+    record: Row
+    origin: str
+    rank: int
+
+
+class SpoolWriter:
+    """Writes items to a spool file; `close` (or leaving the `with`) finishes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        self._rows: list[tuple[Any, ...]] = []
+
+    def put(self, item: Item) -> None:
+        """Append one row."""
+        r = item.record
+        text = json.dumps(vars(r), ensure_ascii=False, separators=(",", ":"))
+        self._rows.append((item.rank, item.origin, r.kind, r.id, r.source, text))
+        self.count += 1
+        if len(self._rows) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [
+                pa.array(list(values), type=f.type)
+                for values, f in zip(zip(*self._rows, strict=True), SCHEMA, strict=True)
+            ]
+            self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            self._rows = []
+
+    def close(self) -> None:
+        """Write what is held and end the file."""
+        self._flush()
+        self._writer.close()
+        self._file.close()
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Spool:
+    """A finished spool file. Every batch holds `BATCH` rows but the last, so a row's number gives its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as handle:
+            self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
+        count = self._reader.num_record_batches
+        last = self._reader.get_batch(count - 1).num_rows if count else 0
+        self._size = max(count - 1, 0) * BATCH + last
+        self._held: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def _batch(self, number: int) -> Any:
+        if self._held[0] != number:
+            self._held = (number, self._reader.get_batch(number))
+        return self._held[1]
+
+    def items(self, numbers: npt.NDArray[np.int64]) -> list[Item]:
+        """The rows of these numbers, in their order."""
+        found = []
+        for number in numbers.tolist():
+            batch, place = self._batch(number // BATCH), number % BATCH
+            values = json.loads(batch.column(5)[place].as_py())
+            record = KINDS[batch.column(2)[place].as_py()](**values)
+            found.append(Item(record, batch.column(1)[place].as_py(), batch.column(0)[place].as_py()))
+        return found
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A short column (`id`, `source`, `origin`, `rank`, `kind`) of all rows."""
+        place = SCHEMA.get_field_index(name)
+        parts = [self._reader.get_batch(i).column(place) for i in range(self._reader.num_record_batches)]
+        return pa.chunked_array(parts, type=SCHEMA.field(place).type)
+
+    def forget(self) -> None:
+        """Let the pages read so far go: they are in the file, and need not count as this process's memory."""
+        self._held = (-1, None)
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class View(Sequence[Item]):
+    """Some rows of a spool, in a given order: what a stage takes in. Iterating decodes a batch at a time."""
+
+    def __init__(self, spool: Spool, numbers: npt.NDArray[np.int64] | None = None) -> None:
+        self.spool = spool
+        self.numbers = np.arange(len(spool), dtype=np.int64) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Item]: ...
+    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+        if isinstance(place, slice):
+            return self.spool.items(self.numbers[place])
+        return self.spool.items(self.numbers[[place]])[0]
+
+    def __iter__(self) -> Iterator[Item]:
+        for batch in self.batches():
+            yield from batch
+
+    def batches(self, size: int = BATCH) -> Iterator[list[Item]]:
+        """Lists of up to `size` rows, in order."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+            if start // size % 16 == 15:
+                self.spool.forget()
+        self.spool.forget()
+
+    def only(self, places: Iterable[int] | npt.NDArray[Any]) -> View:
+        """The rows at these places of this view."""
+        chosen = places if isinstance(places, np.ndarray) else np.fromiter(places, dtype=np.int64)
+        return View(self.spool, self.numbers[chosen])
+
+    def column(self, name: str) -> list[Any]:
+        """A short column of these rows."""
+        found: list[Any] = self.spool.column(name).take(pa.array(self.numbers)).to_pylist()
+        return found
+
+
+class Mapped(Sequence[T], Generic[T]):
+    """A view seen through a function of an item, applied anew at each look: nothing is kept."""
+
+    def __init__(self, view: View, function: Callable[[Item], T]) -> None:
+        self._view, self._function = view, function
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        if isinstance(place, slice):
+            return [self._function(i) for i in self._view[place]]
+        return self._function(self._view[place])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._function, self._view)

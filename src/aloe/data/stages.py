@@ -1,0 +1,331 @@
+"""The stages of curation, in order: each takes a view of the rows and decides. `curate` chains them, and
+`aloe curate --only STAGE` runs one.
+
+Personal data comes right after cleaning and not late, so that no scorer, judge or ledger of a later stage sees what
+was to be redacted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from aloe.data import dedup, diversity, mix, phi, quality, templates
+from aloe.data.clean import clean_record
+from aloe.data.curation_record import Measure, score_histogram
+from aloe.data.flow import Stage, StageOut, each, shown_text
+from aloe.data.settings import Dedup, Diversity, Phi, Quality
+from aloe.data.sources import Dropped
+from aloe.data.spool import Item, Mapped, View
+from aloe.errors import AloeError
+from aloe.records import Dialogue, Question, Row
+
+CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 400
+TOOK = (Question, Dialogue)
+NAMES = {"id", "original_id", "source", "licence", "task", "template", "form", "row_id", "item_id", "benchmark"}
+
+
+# ---------------------------------------------------------------------------------------------- load
+
+
+def load(inputs: Callable[[], Any], settings: Any) -> Stage:
+    """Rows and misfits of every source. `inputs` yields (rank, origin, record or Dropped, place it came from)."""
+
+    def run(_: None, out: StageOut) -> None:
+        measure = Measure()
+        repaired = 0
+        for rank, origin, row, ref in inputs():
+            if isinstance(row, Dropped):
+                out.refuse(row)
+                continue
+            if not isinstance(row, TOOK):
+                raise AloeError(
+                    f"these are {row.kind} rows; curate takes questions and dialogues",
+                    where=ref,
+                    fix="name another set",
+                )
+            repaired += "repaired_answer" in row.meta
+            measure.add(row)
+            out.put(Item(row, origin, rank))
+        out.facts |= {"measure": measure.to_dict(), "answer_repaired": repaired}
+
+    return Stage("load", settings, run)
+
+
+# ---------------------------------------------------------------------------------------------- row by row
+
+
+def _cleaned(item: Item) -> Any:
+    return clean_record(item.record)
+
+
+def clean() -> Stage:
+    """Repair text, drop junk."""
+
+    def run(view: View, out: StageOut) -> None:
+        changes: Counter[str] = Counter()
+        for place, (item, cleaned) in enumerate(each(_cleaned, view)):
+            changes.update(cleaned.changes)
+            if cleaned.record is None:
+                out.drop(place, item, cleaned.reason)
+            else:
+                out.put(replace(item, record=cleaned.record))
+        out.facts["changes"] = dict(sorted(changes.items()))
+
+    return Stage("clean", {}, run)
+
+
+def _identified(item: Item, kinds: tuple[str, ...], allow: tuple[str, ...], redact: bool) -> tuple[Row, dict[str, int]]:
+    """The row, redacted where asked for, and how many identifiers of each kind it holds."""
+    found = phi.find_in_record(item.record, kinds, allow)
+    counts = Counter(f.kind for findings in found.values() for f in findings)
+    record = item.record
+    if redact:
+        record = phi.redact_record(record, found)
+        record = replace(record, meta=_hidden(record.meta, kinds, allow))
+    return record, dict(sorted(counts.items()))
+
+
+def _hidden(value: Any, kinds: tuple[str, ...], allow: tuple[str, ...]) -> Any:
+    """Any JSON-able value with its texts redacted; ids and names of ours are no text."""
+    if isinstance(value, str):
+        return phi.redact(value, phi.find(value, kinds, allow))
+    if isinstance(value, Mapping):
+        return {k: v if k in NAMES else _hidden(v, kinds, allow) for k, v in value.items()}
+    return [_hidden(v, kinds, allow) for v in value] if isinstance(value, list | tuple) else value
+
+
+def hider(settings: Phi) -> Callable[[Any], Any] | None:
+    """What hides personal data in ledgers and examples, None where the mode leaves rows as they are."""
+    if settings.mode in ("off", "report"):
+        return None
+    return partial(_hidden, kinds=tuple(settings.kinds or phi.KINDS), allow=tuple(settings.allow))
+
+
+def personal(settings: Phi) -> Stage:
+    """Count, redact or drop personal health information."""
+    kinds, allow = tuple(settings.kinds or phi.KINDS), tuple(settings.allow)
+    if unknown := set(kinds) - set(phi.KINDS):
+        raise AloeError(
+            f"no kind of personal data is called {sorted(unknown)[0]!r}",
+            where="phi.kinds",
+            fix=f"use some of {', '.join(phi.KINDS)}",
+        )
+
+    def run(view: View, out: StageOut) -> None:
+        by_kind: Counter[str] = Counter()
+        by_source: dict[str, Counter[str]] = {}
+        rows = 0
+        find = partial(_identified, kinds=kinds, allow=allow, redact=settings.mode == "redact")
+        for place, (item, (record, counts)) in enumerate(each(find, view)):
+            by_kind.update(counts)
+            rows += bool(counts)
+            if counts:
+                by_source.setdefault(item.record.source, Counter()).update(counts)
+            if counts and settings.mode == "drop":
+                out.drop(place, item, "personal_data", ", ".join(counts), {"found": counts}, content=False)
+            elif settings.mode == "redact":
+                meta = {**record.meta, "redacted": counts} if counts else record.meta
+                out.put(replace(item, record=replace(record, meta=meta)))
+        out.facts |= {
+            "mode": settings.mode, "rows_with": rows, "by_kind": dict(sorted(by_kind.items())),
+            "by_source": {s: dict(sorted(c.items())) for s, c in sorted(by_source.items())},
+        }  # fmt: skip
+
+    return Stage("phi", {**settings.model_dump(), "kinds": kinds}, run)
+
+
+# ---------------------------------------------------------------------------------------------- duplicates
+
+
+def _documents(view: View) -> Mapped[dedup.Document]:
+    return Mapped(view, _document)
+
+
+def _document(item: Item) -> dedup.Document:
+    return dedup.document(item.record, item.rank)
+
+
+def exact() -> Stage:
+    """Rows whose normalised text another row has; both, where their gold answers contradict."""
+
+    def run(view: View, out: StageOut) -> None:
+        for d in dedup.exact_duplicates(_documents(view)):
+            other = view[d.match].record.id
+            if d.by == "conflict":
+                out.drop(d.index, view[d.index], "contradicts_another_row", "same question, other gold answer",
+                         {"match": other})  # fmt: skip
+            else:
+                out.drop(d.index, view[d.index], "exact_duplicate", "", {"survivor": view[d.survivor].record.id})
+
+    return Stage("exact_dedup", {}, run)
+
+
+def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
+    """Near-duplicates by MinHash and true Jaccard; by meaning too, where that is asked for."""
+
+    def run(view: View, out: StageOut) -> None:
+        docs = _documents(view)
+        found = dedup.near_duplicates(docs, qa=settings.qa, dialogue=settings.dialogue)
+        drops = {d.index: ("near_duplicate", d) for d in found.duplicates}
+        out.facts["scheme"] = {
+            **found.scheme, "candidate_pairs": found.candidates, "confirmed_pairs": found.confirmed,
+        }  # fmt: skip
+        if settings.semantic is not None:
+            left = np.array([n for n in range(len(view)) if n not in drops], dtype=np.int64)
+            part = view.only(left)
+            vectors = _vectors(encoder(settings.semantic.embedder), part)
+            meant = dedup.semantic_duplicates(vectors, _documents(part), settings.semantic.threshold)
+            out.facts["semantic"] = meant.scheme
+            for d in meant.duplicates:
+                moved = replace(d, index=int(left[d.index]), survivor=int(left[d.survivor]), match=int(left[d.match]))
+                drops[moved.index] = ("semantic_duplicate", moved)
+        for n in sorted(drops):
+            reason, d = drops[n]
+            measure = "jaccard" if reason == "near_duplicate" else "cosine"
+            evidence = {
+                "survivor": view[d.survivor].record.id, "match": view[d.match].record.id,
+                measure: round(d.similarity, 4), "signature": d.by,
+            }  # fmt: skip
+            out.drop(n, view[n], reason, "", evidence)
+        out.facts["clusters"] = _clusters([d for _, d in drops.values()], view)
+
+    return Stage("near_dedup", settings.model_dump(), run)
+
+
+def _clusters(duplicates: Sequence[dedup.Duplicate], view: View) -> dict[str, Any]:
+    """Clusters by size, and the largest with some of their members."""
+    found = dedup.clusters(duplicates)
+
+    def shown(n: int) -> dict[str, Any]:
+        return {"id": view[n].record.id, "text": shown_text(view[n].record)[:TEXT_SHOWN]}
+
+    return {
+        "count": len(found), "rows": sum(c.size for c in found),
+        "sizes": {str(size): n for size, n in dedup.cluster_sizes(found).items()},
+        "largest": [
+            {
+                "survivor": shown(c.survivor)["id"], "text": shown(c.survivor)["text"], "size": c.size,
+                "members": [
+                    {**shown(d.index), "similarity": round(d.similarity, 4)}
+                    for d in sorted(c.members, key=lambda d: (-d.similarity, d.index))[:MEMBERS_SHOWN]
+                ],
+            }
+            for c in found[:CLUSTERS_SHOWN]
+        ],
+    }  # fmt: skip
+
+
+def _vectors(encoder: Any, view: View) -> np.ndarray[Any, Any]:
+    """Embeddings of what the rows ask, float32 of shape (rows, dimension), a batch of texts in memory at a time."""
+    parts = [encoder.encode([_asked_text(i) for i in batch]) for batch in view.batches()]
+    return np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.float32)
+
+
+def _asked_text(item: Item) -> str:
+    record = item.record
+    if isinstance(record, Question):
+        return " ".join((record.question, *(record.options[k] for k in sorted(record.options))))
+    assert isinstance(record, Dialogue)
+    return next(m["content"] for m in record.messages if m["role"] == "user")
+
+
+# ---------------------------------------------------------------------------------------------- quality, diversity
+
+
+def scored(settings: Quality, scorer: quality.Scorer) -> Stage:
+    """Drop what can't be scored and the lowest share of the rest."""
+
+    def run(view: View, out: StageOut) -> None:
+        scores: list[float | None] = []
+        whys: dict[int, str] = {}
+        for batch in view.batches():
+            for found in scorer.score([i.record for i in batch]):
+                if found.score is None:
+                    whys[len(scores)] = found.why
+                scores.append(found.score)
+        unscored, lowest = quality.bottom(scores, view.column("id"), settings.drop_share)
+        for n in sorted(unscored | lowest):
+            if n in unscored:
+                out.drop(n, view[n], "unscored", whys.get(n, "not a number"))
+            else:
+                out.drop(n, view[n], "low_quality", "", {"score": round(float(scores[n] or 0.0), 6)})
+        kept = [s for n, s in enumerate(scores) if s is not None and n not in lowest and n not in unscored]
+        by_source: dict[str, list[float]] = {}
+        for source, score in zip(view.column("source"), scores, strict=True):
+            if score is not None:
+                by_source.setdefault(source, []).append(score)
+        out.facts |= {
+            "scorer": scorer.name, "digest": scorer.digest, "drop_share": settings.drop_share,
+            "threshold": round(min(kept), 6) if kept else None, "unscored": len(unscored),
+            "histogram": score_histogram([s for s in scores if s is not None]),
+            "by_source": {
+                s: {"mean": round(float(np.mean(v)), 4), "median": round(float(np.median(v)), 4)}
+                for s, v in sorted(by_source.items())
+            },
+            "scores": [None if s is None else round(s, 6) for n, s in enumerate(scores) if n not in unscored | lowest],
+        }  # fmt: skip
+
+    return Stage("quality", {**settings.model_dump(), "scorer_digest": scorer.digest}, run)
+
+
+def diverse(settings: Diversity, encoder: Callable[[str], Any], scores: Callable[[], Sequence[float] | None]) -> Stage:
+    """Keep a row only when no better row that is kept resembles it."""
+
+    def run(view: View, out: StageOut) -> None:
+        vectors = _vectors(encoder(settings.embedder), view)
+        ids, known = view.column("id"), scores()
+        rank = known if known is not None else [0.0] * len(ids)
+        order = sorted(range(len(ids)), key=lambda n: (-rank[n], ids[n]))
+        found = diversity.diverse(vectors, order, settings.max_similarity)
+        for n, match, similarity in sorted(found.dropped):
+            evidence = {"match": ids[match], "cosine": round(float(similarity), 4)}
+            out.drop(n, view[n], "too_similar", "", evidence)
+        out.facts |= {"max_similarity": settings.max_similarity, "dropped": len(found.dropped)}
+
+    return Stage("diversity", settings.model_dump(), run)
+
+
+# ---------------------------------------------------------------------------------------------- form and mix
+
+
+def _rendered(item: Item, seed: int, explained_share: float) -> Row:
+    return templates.render(item.record, seed, explained_share)
+
+
+def template(seed: int, explained_share: float) -> Stage:
+    """Rows become dialogues, by a drawn template."""
+
+    def run(view: View, out: StageOut) -> None:
+        render = partial(_rendered, seed=seed, explained_share=explained_share)
+        for item, record in each(render, view):
+            out.put(replace(item, record=record))
+
+    return Stage("template", [seed, explained_share], run)
+
+
+def mixed(weights: Mapping[str, float] | None, names: Sequence[str], rows: int | None, seed: int) -> Stage:
+    """Draw by weight, in keyed random order."""
+
+    def run(view: View, out: StageOut) -> None:
+        ids, origins = view.column("id"), view.column("origin")
+        groups: dict[str, list[int]] = {name: [] for name in names}
+        for place, origin in enumerate(origins):
+            groups[origin].append(place)
+        for name in weights or ():
+            if not groups[name]:
+                raise AloeError(f"{name} has no row left to mix", where="sources", fix="see what its stages dropped")
+        chosen = mix.choose({n: [ids[p] for p in places] for n, places in groups.items()}, weights, rows, seed)
+        order = [groups[name][k] for name, k in chosen]
+        out.arrange(order)
+        taken = set(order)
+        for place in range(len(view)):
+            if place not in taken:
+                out.drop(place, view[place], "not_sampled", content=False)
+
+    return Stage("mix", [weights, list(names), rows, seed], run)

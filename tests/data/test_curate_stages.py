@@ -1,0 +1,150 @@
+"""The stages that a recipe asks for, what the report is drawn from, and a run that died."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aloe.data import stages
+from aloe.data.curate import Curate
+from aloe.errors import AloeError
+from aloe.records import Dialogue
+from aloe.rows import read_parquet, read_records, write_jsonl
+
+MakeContext = Callable[..., Any]
+TOPICS = ("asthma", "anaemia", "gout", "eczema", "migraine", "sciatica", "cystitis", "tinnitus", "vertigo", "psoriasis")
+
+
+@pytest.fixture
+def forum(tmp_path: Path) -> str:
+    """Twelve exchanges: ten sound ones, one with a caller's number, one of noise."""
+    rows = [
+        {
+            "id": topic, "question": f"What usually helps a person with {topic}?", "licence": "cc0-1.0",
+            "answer": f"Care of {topic} depends on how severe it is. Most people with {topic} do well with simple "
+            "steps at first, and a clinician should look again when these do not help within a few weeks.",
+        }
+        for topic in TOPICS
+    ]  # fmt: skip
+    rows.append({**rows[0], "id": "call", "question": "Who can I call about my knee? My number is 555-867-5309."})
+    rows.append({**rows[1], "id": "noise", "question": "What is a cold?", "answer": "zz ## zz ## qq @@ zz ## zz ## qq"})
+    write_jsonl(tmp_path / "forum.jsonl", rows)
+    return str(tmp_path / "forum.jsonl")
+
+
+def step(source: str, **settings: Any) -> Curate:
+    return Curate.model_validate({"sources": [source], "max_dropped_share": 0.3, **settings})
+
+
+def ids(ctx: Any) -> set[str]:
+    return {r.meta["original_id"] for r in read_records(ctx.out / "rows.parquet", Dialogue)}
+
+
+def test_personal_data_is_reported_redacted_or_dropped(make_context: MakeContext, forum: str) -> None:
+    report, redact, drop, off = (make_context(n) for n in ("report", "redact", "drop", "off"))
+    for ctx, mode in ((report, "report"), (redact, "redact"), (drop, "drop"), (off, "off")):
+        step(forum, phi={"mode": mode}).run(ctx)
+    texts = {ctx: "\n".join(p.read_text("utf-8", "ignore") for p in ctx.out.glob("*.json")) for ctx in (redact, drop)}
+    rows = {ctx: json.dumps(read_parquet(ctx.out / "rows.parquet")) for ctx in (report, redact, drop, off)}
+    assert "867" in rows[report]
+    assert "867" in rows[off]
+    assert "867" not in rows[redact] + texts[redact] + rows[drop] + texts[drop]
+    assert "[PHONE]" in rows[redact]
+    assert "call" not in ids(drop)
+    assert len(ids(drop)) == 11
+    found = json.loads((report.out / "curation.json").read_text())["phi"]
+    assert (found["rows_with"], found["by_kind"]) == (1, {"PHONE": 1})
+    assert drop.stages["phi"] == (12, 11, {"personal_data": 1})
+    assert "phi" not in off.stages
+    assert "left in" in (report.out / "README.md").read_text()
+    [gone] = [r for r in read_parquet(drop.out / "dropped.parquet") if r["stage"] == "phi"]
+    assert gone["row"] == {}
+
+
+def test_the_lowest_share_goes(make_context: MakeContext, forum: str) -> None:
+    ctx = make_context()
+    step(forum, quality={"drop_share": 0.1}).run(ctx)
+    assert ctx.stages["quality"] == (12, 11, {"low_quality": 1})
+    assert "noise" not in ids(ctx)
+    quality = json.loads((ctx.out / "curation.json").read_text())["quality"]
+    assert quality["scorer"] == "heuristics"
+    assert "scores" not in quality
+    assert sum(b["rows"] for b in quality["histogram"]) == 12
+
+
+def test_what_was_asked_for_does_not_count_as_loss(make_context: MakeContext, forum: str) -> None:
+    ctx = make_context()
+    step(forum, quality={"drop_share": 0.5}, max_dropped_share=0).run(ctx)
+    assert ctx.stages["quality"][1] == 6
+
+
+def test_the_report_has_all_its_parts(make_context: MakeContext, forum: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "exam.jsonl", [{"id": "e", "question": "What usually helps a person with gout?",
+                                           "options": ["Rest", "Care of gout depends"], "answer": 1}])  # fmt: skip
+    ctx = make_context()
+    step(forum, decontaminate={"against": [str(tmp_path / "exam.jsonl")]}, quality={}).run(ctx)
+    record = json.loads((ctx.out / "curation.json").read_text())
+    for stage in record["stages"]:
+        assert stage["rows_in"] == stage["kept"] + sum(stage["dropped"].values())
+    assert [s["stage"] for s in record["stages"]] == [
+        "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate", "quality", "template", "mix",
+    ]  # fmt: skip
+    assert record["before"]["rows"] == 12
+    assert record["after"]["rows"] == record["stages"][-1]["kept"]
+    assert record["after"]["licences"] == {"cc0-1.0": record["after"]["rows"]}
+    assert record["contamination"]["table"]["forum"]["exam"]["rows"] == 12
+    assert sum(record["templates"].values()) == record["after"]["rows"]
+    assert sum(b["rows"] for b in record["before"]["histogram"]["assistant"]) == 12
+    assert record["mix"] == [{"source": "forum", "weight": None, "rows": record["after"]["rows"], "share": 1.0}]
+    reasons = {r for found in record["examples"].values() for r in found}
+    assert reasons == {r for s in record["stages"] for r in s["dropped"]}
+
+
+def test_a_run_that_died_goes_on(make_context: MakeContext, forum: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = make_context()
+
+    def dies(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages.templates, "render", dies)
+        with pytest.raises(KeyboardInterrupt):
+            step(forum).run(ctx)
+    kept = list((ctx.cache / "curate").iterdir())
+    assert len(kept) == 1
+    again = make_context("again")
+    again.cache = ctx.cache
+    step(forum).run(again)
+    assert [line.split(":")[0] for line in again.lines if "done before" in line] == [
+        "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate",
+    ]  # fmt: skip
+    assert not kept[0].exists()
+    fresh = make_context("fresh")
+    step(forum).run(fresh)
+    assert (fresh.out / "rows.parquet").read_bytes() == (again.out / "rows.parquet").read_bytes()
+    assert (fresh.out / "dropped.parquet").read_bytes() == (again.out / "dropped.parquet").read_bytes()
+
+
+def test_too_many_dropped_keeps_what_is_done(make_context: MakeContext, forum: str) -> None:
+    ctx = make_context()
+    with pytest.raises(AloeError, match="1 of 12 rows dropped"):
+        step(forum, phi={"mode": "drop"}, max_dropped_share=0).run(ctx)
+    again = make_context("again")
+    again.cache = ctx.cache
+    step(forum, phi={"mode": "drop"}).run(again)
+    assert sum("done before" in line for line in again.lines) == 6
+
+
+def test_presets_columns_and_limits_reach_the_reader(make_context: MakeContext, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "own.jsonl", [{"id": str(n), "stem": f"Is {n} odd?", "key": "Yes." if n % 2 else "No."}
+                                         for n in range(4)])  # fmt: skip
+    source = {str(tmp_path / "own.jsonl"): {"columns": {"question": "stem", "answer": "key"}, "limit": 3}}
+    ctx = make_context()
+    Curate.model_validate({"sources": source}).run(ctx)
+    assert ids(ctx) == {"0", "1", "2"}
+    with pytest.raises(AloeError, match="medqa"):
+        Curate.model_validate({"sources": {str(tmp_path / "own.jsonl"): {"preset": "medqq"}}}).run(make_context("b"))
