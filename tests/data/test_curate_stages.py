@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from aloe.data import stages
+from aloe.data import scorers, stages
+from aloe.data.clean import words
 from aloe.data.curate import Curate
 from aloe.errors import AloeError
+from aloe.generate.mock import MockEngine
+from aloe.keyed import rng
 from aloe.records import Dialogue
 from aloe.rows import read_parquet, read_records, write_jsonl
 
@@ -137,6 +141,63 @@ def test_too_many_dropped_keeps_what_is_done(make_context: MakeContext, forum: s
     again.cache = ctx.cache
     step(forum, phi={"mode": "drop"}).run(again)
     assert sum("done before" in line for line in again.lines) == 6
+
+
+class WordVectors:
+    """An embedder for tests: each word is a keyed random direction, so texts that share words are near."""
+
+    digest = "words"
+
+    def encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        rows = []
+        for text in texts:
+            vectors = [rng(0, "word", w).standard_normal(64) for w in words(text)] or [np.ones(64)]
+            rows.append(np.sum(vectors, axis=0))
+        found = np.array(rows, dtype=np.float32).reshape(-1, 64)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def worded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "encoder", lambda name: WordVectors())
+
+
+@pytest.mark.usefixtures("worded")
+def test_rows_that_mean_the_same(make_context: MakeContext, forum: str, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(forum).read_text().splitlines()]
+    again = {**rows[2], "id": "again", "question": "A person with gout, what usually helps?",
+             "answer": "Rest the joint, drink, and take an anti-inflammatory early."}  # fmt: skip
+    write_jsonl(tmp_path / "more.jsonl", [*rows, again])
+    ctx = make_context()
+    step(str(tmp_path / "more.jsonl"), dedup={"semantic": {"threshold": 0.93}}).run(ctx)
+    assert ctx.stages["near_dedup"][2] == {"semantic_duplicate": 1}
+    assert "again" not in ids(ctx)
+    assert json.loads((ctx.out / "stats.json").read_text())["semantic"]["threshold"] == 0.93
+    diverse = make_context("diverse")
+    step(str(tmp_path / "more.jsonl"), quality={"drop_share": 0}, diversity={"max_similarity": 0.93}).run(diverse)
+    assert diverse.stages["diversity"][2] == {"too_similar": 1}
+    assert len(ids(diverse) & {"again", "gout"}) == 1
+
+
+@pytest.mark.usefixtures("worded")
+def test_rephrased_items_need_a_judge(make_context: MakeContext, forum: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "exam.jsonl", [{"id": "e", "question": "Gout: name what usually helps persons with it",
+                                           "options": ["Nothing", "Care"], "answer": 1}])  # fmt: skip
+    against = {"against": [str(tmp_path / "exam.jsonl")], "rephrased": {"floor": 0.35, "top_k": 1}}
+    listed = make_context("listed")
+    step(forum, decontaminate=against).run(listed)
+    assert listed.stages["decontaminate"][2] == {}
+    report = json.loads((listed.out / "contamination.json").read_text())
+    assert "forum:gout" in {s["row_id"] for s in report["suspected"]}
+    judged = make_context("judged")
+    judged.engines["judge"] = MockEngine(
+        reply=lambda r: "True" if "person with gout" in r.messages[-1]["content"] else "False"
+    )
+    against["rephrased"] = {**against["rephrased"], "judge": "judge"}  # type: ignore[dict-item]
+    step(forum, decontaminate=against).run(judged)
+    assert judged.stages["decontaminate"][2] == {"contaminated": 1}
+    assert "gout" not in ids(judged)
+    assert json.loads((judged.out / "contamination.json").read_text())["rephrased"]["judge"]
 
 
 def test_presets_columns_and_limits_reach_the_reader(make_context: MakeContext, tmp_path: Path) -> None:

@@ -249,14 +249,16 @@ def test_clusters_and_their_sizes() -> None:
     assert clusters(exact_duplicates([document(mcq("a")), document(mcq("b", answer="B"))])) == []
 
 
-def test_two_thousand_copies_are_one_cluster() -> None:
-    """Each copy has one word of its own, so that no two are equal."""
+@pytest.mark.parametrize("limit", [minhash.LIMIT, 500])
+def test_two_thousand_copies_are_one_cluster(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Each copy has one word of its own, so that no two are equal. Pairs looked at stay linear where the limit says."""
+    monkeypatch.setattr(minhash, "LIMIT", limit)
     rows = [qa_words(f"{k:04}", [*range(100), 1000 + k]) for k in range(2000)]
     found = near_duplicates([document(r) for r in [*rows, qa_words("other", range(5000, 5100))]])
-    assert found.large_buckets > 0
     assert [d.index for d in found.duplicates] == list(range(1, 2000))
     assert {d.survivor for d in found.duplicates} == {0}
-    assert found.candidates < 1_200_000  # all pairs would be two million a band
+    assert bool(found.large_buckets) is (limit == 500)
+    assert found.candidates == 1999 * 1000 if limit > 2000 else found.candidates < 1_200_000
 
 
 def test_equal_texts_cost_no_more_than_their_number() -> None:

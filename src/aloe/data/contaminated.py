@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aloe.data import decontaminate
+from aloe.data import decontaminate, rephrased
 from aloe.data.flow import Stage, StageOut
-from aloe.data.settings import Decontaminate
+from aloe.data.settings import Decontaminate, Rephrased
 from aloe.data.sources import Dropped, read_rows, source_name
 from aloe.data.spool import Item, Mapped, View
 from aloe.errors import AloeError
@@ -54,6 +54,9 @@ def decontaminated(
         items = {name: [decontaminate.item(r) for r in rows] for name, (rows, _) in found.items()}
         rows = Mapped(view, _item)
         report = decontaminate.contamination(rows, items, settings.min_similarity)
+        suspected: list[decontaminate.Hit] = []
+        if settings.rephrased is not None:
+            report, suspected = _rephrased(settings.rephrased, rows, items, report, encoder, engine, out)
         hits = [_evidence(hit, rows, items) for hit in report.hits]
         worst: dict[int, dict[str, Any]] = {}
         for hit, evidence in zip(report.hits, hits, strict=True):
@@ -63,16 +66,39 @@ def decontaminated(
             out.drop(n, view[n], "contaminated", f"holds {worst[n]['benchmark']} {worst[n]['item_id']}", worst[n])
         out.facts |= {
             "settings": {
-                **settings.model_dump(mode="json"), "ngram": [decontaminate.MIN_N, decontaminate.MAX_N],
+                **settings.model_dump(mode="json", exclude={"against"}),
+                "against": [source_name(b.rows) for b in settings.against],
+                "ngram": [decontaminate.MIN_N, decontaminate.MAX_N],
                 "other_answer_similarity": decontaminate.OTHER_ANSWER, "contained_share": decontaminate.CONTAINED,
             },
             "benchmarks": {n: {"items": len(rows), "unreadable": unread} for n, (rows, unread) in found.items()},
             "table": report.table,
             "flagged_items": {n: sorted({h["item_id"] for h in hits if h["benchmark"] == n}) for n in items},
-            "hits": hits,
+            "hits": hits, "suspected": [_evidence(hit, rows, items) for hit in suspected],
         }  # fmt: skip
 
     return Stage("decontaminate", [settings.model_dump(mode="json"), dict(digests)], run)
+
+
+def _rephrased(
+    settings: Rephrased,
+    rows: Sequence[decontaminate.Item],
+    items: Mapping[str, Sequence[decontaminate.Item]],
+    report: decontaminate.Report,
+    encoder: Callable[[str], Any],
+    engine: Callable[[str], Any],
+    out: StageOut,
+) -> tuple[decontaminate.Report, list[decontaminate.Hit]]:
+    """The report with the third tier's confirmed hits, and the pairs that are suspected still."""
+    judge = engine(settings.judge) if settings.judge is not None else None
+    embedder = encoder(settings.embedder)
+    found = rephrased.rephrased_hits(
+        rows, items, embedder, judge, k=settings.top_k, floor=settings.floor, known=report.hits
+    )
+    out.facts["rephrased"] = {
+        "embedder": embedder.digest, "judge": None if judge is None else judge.model_digest, "table": found.table,
+    }  # fmt: skip
+    return rephrased.merged(report, found, {hit.row: rows[hit.row].source for hit in found.hits}), found.suspected
 
 
 def _item(item: Item) -> decontaminate.Item:

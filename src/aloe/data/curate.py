@@ -175,6 +175,8 @@ def _teller(ctx: Context) -> Any:
         dropped = f", {record.rows_in - record.kept} dropped" if record.rows_in > record.kept else ""
         took = "done before" if found else f"{record.seconds:.1f} s"
         ctx.log(f"{record.stage}: {record.kept} rows{dropped} ({took})")
+        if calibrated := record.facts.get("semantic"):
+            ctx.log(f"  same meaning from cosine {calibrated['threshold']:.3f} on")
 
     return told
 

@@ -106,5 +106,5 @@ def _statistics(measure: Measure, records: list[StageRecord], facts: Mapping[str
         "tasks": dict(sorted(measure.tasks.items())), "templates": dict(sorted(measure.templates.items())),
         "licences": measure.licence_counts(), "licences_by_source": measure.licences_by_source(),
         "licence": measure.licence(), "changes": dict(sorted(changes.items())), "words": measure.lengths(),
-        "dedup": facts["near_dedup"]["scheme"],
+        "dedup": facts["near_dedup"]["scheme"], "semantic": facts["near_dedup"].get("semantic"),
     }  # fmt: skip

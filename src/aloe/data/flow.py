@@ -55,6 +55,7 @@ class StageOut:
 
     def __init__(self, folder: Path, name: str, view: View | None, hide: Callable[[Any], Any] | None) -> None:
         self.name, self.facts = name, dict[str, Any]()
+        self.scratch = folder  # for files that a stage needs only while it runs
         self._folder, self._view, self._hide = folder, view, hide
         self._ledger = ParquetRows(folder / "dropped.parquet", LEDGER_COLUMNS, LEDGER_NESTED)
         self._writer: SpoolWriter | None = None

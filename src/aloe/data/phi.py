@@ -63,7 +63,7 @@ _MASK = "\ue000"  # private use: no letter, digit, space or sign of any pattern
 _SENTENCE_START = re.compile(r"(?:\A|[.!?]\s|\n)\s{0,20}([^\W\d_])")
 _NUMBERED = frozenset(("MRN", "NATIONAL_ID", "ACCOUNT", "DEVICE"))
 _DIGIT = re.compile(r"\d")
-_FOUR_DIGITS = re.compile(r"\d[\d .()/-]{0,3}\d[\d .()/-]{0,3}\d[\d .()/-]{0,3}\d")
+_FOUR_DIGITS = re.compile(r"\d\D{0,4}\d\D{0,4}\d\D{0,4}\d")
 _CAPITAL = re.compile(r"[A-ZÀ-ÖØ-Þ]")
 _MAX_PASSES = 12
 

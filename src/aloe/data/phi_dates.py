@@ -50,7 +50,7 @@ MONTH_DAY = re.compile(
     re.IGNORECASE,
 )
 MONTH_YEAR = re.compile(rf"(?<!\w){_MONTHS}(?:,|\sof|\sde)?\s{{1,2}}(?:1[89]|20)\d\d(?!\d)", re.IGNORECASE)
-SLASH_MONTH_YEAR = re.compile(r"\d{1,2}(?<![\w/.-]\d)(?<![\w/.-]\d\d)/(?:19|20)\d\d(?![\d/])")
+SLASH_MONTH_YEAR = re.compile(r"\d{1,2}/(?:19|20)\d\d")
 SHORT_NUMERIC = re.compile(
     r"\b(?:admi(?:tted|ssion)|discharged?|seen|scheduled|dated?|performed|done|taken|drawn|born|dob"
     r"|appointment|visit(?:ed)?|"
@@ -182,10 +182,11 @@ def spoken_dates(text: str) -> Iterator[Span]:
 
 def months(text: str) -> Iterator[Span]:
     """A month with its year and no day."""
-    for pattern in (MONTH_YEAR, SLASH_MONTH_YEAR):
-        for m in pattern.finditer(text):
-            if m[0][0] not in "01" or int(m[0].split("/")[0]) in range(1, 13):
-                yield "MONTH", m.start(), m.end(), "month_year"
+    for m in MONTH_YEAR.finditer(text):
+        yield "MONTH", m.start(), m.end(), "month_year"
+    for m in SLASH_MONTH_YEAR.finditer(text):
+        if _bounded(text, m.start(), m.end()) and 1 <= int(m[0].split("/")[0]) <= 12:
+            yield "MONTH", m.start(), m.end(), "month_year"
 
 
 def ages(text: str) -> Iterator[Span]:

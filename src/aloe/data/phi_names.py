@@ -1,6 +1,6 @@
 """Names of people: by the words around them (title, greeting, signature, field, kin), then by name lists.
 
-A word that is a name and something else too (May, Rose, Grant; Parkinson, Hodgkin; Florence; Allegra) is a name only
+A word that is a name and something else too (May, Rose, Grant; Parkinson, Hodgkin; Florence; Yasmin) is a name only
 where its surroundings say so. In text without capitals, as forums write it, an unknown word is a name only after a
 strong cue: there "we saw ingvarsson" is missed.
 """

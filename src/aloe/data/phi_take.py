@@ -104,7 +104,9 @@ class NameReader:
         if word in lex.common or word in lex.organisations:
             return known and (first_common if first else self.cased)
         if lex.is_medical(word):
-            return word not in lex.medical and (known or (firm and self.cased and not raw.isupper()))
+            if word in lex.medical:
+                return first and first_common and self.cased and word in lex.ambiguous and not raw.isupper()
+            return known or (firm and self.cased and not raw.isupper())
         if not self.cased:
             return known or ((first or len(word) > 3) and cue.VOWEL.search(word) is not None)
         return known or not any(len(p) > 3 and (p in lex.common or p in lex.medical) for p in word.split("-")[1:])

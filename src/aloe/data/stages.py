@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from aloe.data import dedup, diversity, mix, phi, quality, templates
+from aloe.data import dedup, diversity, mix, phi, quality, semantic, templates
 from aloe.data.clean import clean_record
 from aloe.data.curation_record import Measure, score_histogram
 from aloe.data.flow import Stage, StageOut, each, shown_text
@@ -171,7 +171,7 @@ def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
 
     def run(view: View, out: StageOut) -> None:
         docs = _documents(view)
-        found = dedup.near_duplicates(docs, qa=settings.qa, dialogue=settings.dialogue)
+        found = dedup.near_duplicates(docs, qa=settings.qa, dialogue=settings.dialogue, scratch=out.scratch)
         drops = {d.index: ("near_duplicate", d) for d in found.duplicates}
         out.facts["scheme"] = {
             **found.scheme, "candidate_pairs": found.candidates, "confirmed_pairs": found.confirmed,
@@ -180,7 +180,7 @@ def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
             left = np.array([n for n in range(len(view)) if n not in drops], dtype=np.int64)
             part = view.only(left)
             vectors = _vectors(encoder(settings.semantic.embedder), part)
-            meant = dedup.semantic_duplicates(vectors, _documents(part), settings.semantic.threshold)
+            meant = semantic.semantic_duplicates(vectors, _documents(part), settings.semantic.threshold)
             out.facts["semantic"] = meant.scheme
             for d in meant.duplicates:
                 moved = replace(d, index=int(left[d.index]), survivor=int(left[d.survivor]), match=int(left[d.match]))
