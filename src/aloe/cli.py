@@ -116,11 +116,14 @@ def verify(artifact: Path) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="Ask this recipe's servers, too, whether they answer.")] = None,
+) -> None:
     """Versions, device, memory, disk, packaged models and a check of their chat templates."""
     from aloe.run.doctor import print_doctor
 
-    if not print_doctor():
+    servers = _load(recipe, [], None).head.servers if recipe is not None else {}
+    if not print_doctor(servers):
         raise SystemExit(1)
 
 

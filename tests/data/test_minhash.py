@@ -90,6 +90,20 @@ def test_a_large_bucket_is_cut_and_what_is_known_is_skipped(monkeypatch: pytest.
     assert list(together.pairs()) == []
 
 
+def test_cutting_loses_no_pair_that_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty pairs in one big bucket of every band: rows with more bands in common stand together when it is cut."""
+    found = overlapping(0.95, 50)
+    wanted = {(2 * k, 2 * k + 1) for k in range(50)}
+    boilerplate = np.arange(250)
+    rows = [np.concatenate((boilerplate, found.values[a:b])) for a, b in zip(found.offsets, found.offsets[1:])]
+    assert wanted <= all_pairs(search(sets(*rows), 0.72))
+    monkeypatch.setattr(minhash, "SMALL", 4)
+    monkeypatch.setattr(minhash, "LIMIT", 10)
+    cut = search(sets(*rows), 0.72)
+    assert len(wanted & all_pairs(cut)) >= 49
+    assert cut.large > 0
+
+
 def test_signatures_do_not_depend_on_repeats_or_order() -> None:
     row = np.arange(50)
     found = signatures(sets(row, row[::-1], np.concatenate((row, row))))

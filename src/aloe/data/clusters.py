@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Row `index` goes, row `survivor` stays. `match` is the row it was found to equal or resemble, with the true
+    """Row `index` goes, row `survivor` stays. `match` is the most similar row it was compared with, with the true
     Jaccard `similarity` under signature `by` (cosine where that is "meaning"), and `to_survivor` its similarity to the
     survivor under the same, which is lower where a cluster is a chain. A contradiction has no survivor: -1, and 0."""
 
@@ -26,11 +26,12 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Near:
-    """Near-duplicates and how they were found."""
+    """Near-duplicates and how they were found. A pair that meets in a bucket of many rows may be compared, and count,
+    more than once."""
 
     duplicates: list[Duplicate]
-    candidates: int
-    confirmed: int
+    candidates: int  # pairs compared
+    confirmed: int  # pairs at or over the threshold
     scheme: dict[str, str | int | float] = field(default_factory=dict)
     large_buckets: int = 0  # buckets too large for all their pairs to be looked at (`minhash.Search`)
 

@@ -21,8 +21,8 @@ SEED = 1  # of the permutations; part of the scheme, so that signatures are the 
 MAX_MISS = 1e-3  # chance that a pair exactly at the threshold shares no band
 SLACK = 4.0  # standard errors of the estimated similarity below which a pair is not looked at (chance 3e-5)
 BITS = 4  # of every permutation's minimum, kept for the estimate
-SMALL = 48  # rows in a bucket up to which buckets are taken together
-LIMIT = 2_048  # rows in a bucket up to which all its pairs are looked at
+SMALL = 48  # rows in a bucket up to which all its pairs are looked at
+LIMIT = 2_048  # rows in a bucket up to which all its pairs are that are not known to be in one cluster
 BATCH = 1 << 18  # pairs estimated at a time
 
 Known = Callable[[np.ndarray], np.ndarray]  # rows -> the cluster each is known to belong to
@@ -79,8 +79,8 @@ def close(sketch: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) ->
 
 
 class Pairs(NamedTuple):
-    """Pairs a[i] < b[i] of row numbers. `again` says that they may have come before; otherwise each comes once in a
-    band, but may come again in another."""
+    """Pairs a[i] < b[i] of row numbers, each once. `again` says that comparing some again, which another band gave
+    before, costs less than finding out."""
 
     a: np.ndarray
     b: np.ndarray
@@ -91,12 +91,13 @@ class Pairs(NamedTuple):
 class Search:
     """The candidate pairs of rows, band by band.
 
-    Rows meet when a band's key and their `groups` number are equal. In a bucket of up to `LIMIT` rows every pair is
-    looked at. A larger one, whose pairs would grow with its square, is put in order of the next bands' keys, so that
-    rows with more in common stand together, and cut into pieces of `LIMIT` rows; pairs within a piece are looked at,
-    but for those already known to be in one cluster. So work in a bucket grows linearly with its rows. A pair that is
-    cut apart meets again in its other bands; it can only be lost where it is cut apart in all of them, in none joined
-    through a third row. `large` counts the buckets treated so.
+    Rows meet when a band's key and their `groups` number are equal. In a bucket of up to `SMALL` rows every pair is
+    looked at; in one of up to `LIMIT` rows every pair that isn't yet known to be in one cluster, which leads to the
+    same clusters. A larger bucket, whose pairs would grow with its square, is put in order of the next bands' keys, so
+    that rows with more in common stand together, and cut into pieces of `LIMIT` rows, and only pairs within a piece
+    are looked at. So work in a bucket grows linearly with its rows. A pair that is cut apart meets again in its other
+    bands; it can only be lost where it is cut apart in all of them and joined through no other rows. `large` counts
+    the buckets treated so.
     """
 
     keys: np.ndarray  # uint32 (rows, bands), from `band_keys`
@@ -117,38 +118,27 @@ class Search:
             sizes = np.diff(np.append(fresh, n))
             few = (sizes > 1) & (sizes <= SMALL)
             for a, b in _all_pairs(order, fresh[few], sizes[few]):
-                yield self._near(a, b)
+                yield self._near(a, b, again=False)
             many = sizes > SMALL
             for start, size in zip(fresh[many].tolist(), sizes[many].tolist(), strict=True):
-                members = order[start : start + size]
-                if size <= LIMIT:
-                    yield self._near(*_pairs_within(members))
-                else:
-                    self.large += 1
-                    yield from self._in_pieces(members, band)
+                yield from self._in_pieces(order[start : start + size], band)
 
-    def _near(self, a: np.ndarray, b: np.ndarray, again: bool = False) -> Pairs:
+    def _near(self, a: np.ndarray, b: np.ndarray, again: bool) -> Pairs:
         near = close(self.sketch, a, b, self.threshold)
         return Pairs(a[near], b[near], again)
 
     def _in_pieces(self, members: np.ndarray, band: int) -> Iterator[Pairs]:
-        bands = self.keys.shape[1]
-        following = [self.keys[members, (band + k) % bands] for k in (3, 2, 1)]
-        members = members[np.lexsort(following)]
+        if len(members) > LIMIT:
+            self.large += 1
+            bands = self.keys.shape[1]
+            members = members[np.lexsort([self.keys[members, (band + k) % bands] for k in (3, 2, 1)])]
         for start in range(0, len(members), LIMIT):
             piece = np.sort(members[start : start + LIMIT])
             cluster = self.known(piece)
-            if (cluster == cluster[0]).all():
-                continue
-            places = np.arange(len(piece))
-            i, j = _pairs_within(places)
-            apart = cluster[i] != cluster[j]
-            yield self._near(piece[i[apart]], piece[j[apart]], again=True)
-
-
-def _pairs_within(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.triu_indices(len(members), 1)
-    return members[a], members[b]
+            if (cluster != cluster[0]).any():
+                a, b = np.triu_indices(len(piece), 1)
+                apart = cluster[a] != cluster[b]
+                yield self._near(piece[a[apart]], piece[b[apart]], again=True)
 
 
 def _all_pairs(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

