@@ -25,9 +25,9 @@ from aloe.evaluate.benchmarks import BenchmarkSpec
 from aloe.evaluate.stats import mcnemar, wilson
 from aloe.evaluate.step import Evaluate, reasoned
 from aloe.evaluate.table import accuracy_rows, markdown_table, score_table
+from aloe.generate.embed import unit_rows
 from aloe.generate.engine import Request, ScoreRequest
 from aloe.generate.mock import MockEngine
-from aloe.prompting.embed import unit_rows
 from aloe.records import Dialogue, ItemResult, Question
 from aloe.rows import read_parquet, read_records, write_jsonl, write_records
 

@@ -243,6 +243,7 @@ _ANY_CASE = tuple(
     (rule, re.compile(p.pattern, re.IGNORECASE))
     for rule, p in (("street", STREET), ("street_first", FOREIGN), ("french", FRENCH), ("german", GERMAN))
 )
+_LINE_START = re.compile(r"\n(?=[\da-zß-ÿ])")
 _UNITS = frozenset(
     [
         "day",
@@ -286,7 +287,7 @@ def addresses(text: str, words: Lexicon, cased: bool) -> Iterator[Span]:
             if any(c.isalpha() for c in m[1]):
                 yield "ADDRESS", m.start(1), m.end(1), "after_cue"
     if not cased:
-        for m in LIVE_CUE.finditer(text):
+        for m in (*LIVE_CUE.finditer(text), *_LINE_START.finditer(text)):
             for rule, pattern in _ANY_CASE:
                 if there := pattern.match(text, m.end()):
                     yield "ADDRESS", m.end(), there.end(), rule

@@ -153,7 +153,8 @@ FORMS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool] | None, str], ...
 _VALUE = r"((?:[A-Za-z]{1,5}[-/]?)?\d[\dA-Za-z]*(?:[-/.](?=\w)[\dA-Za-z]+){0,4}(?:\s\d{2,4}(?!\w)){0,3})"
 _LINK = (
     r"(?:\s?\((?:mrn|id|no)\))?\s?(?:numbers?|nos?\.|no\b|num\b|nr\.?|code|identifier|id\b|#"
-    r"|№)?\s?(?:is|was|of)?\s?[:#=№-]?\s?#?\s?"
+    r"|№)?(?:\s(?:on|in|at|from|for|of)\s(?:the|my|his|her|your|our|this|that|their)\s\w{2,15})?"
+    r"\s?(?:is|was|of|reads?|says)?\s?[:#=№-]?\s?#?\s?"
 )
 _CUES = (
     (
@@ -325,7 +326,8 @@ def ids_by_cue(text: str) -> Iterator[Span]:
     for kind, pattern in CUED:
         for m in pattern.finditer(text):
             value = m[1]
-            if sum(c.isdigit() for c in value) >= 4 and not _NOT_A_NUMBER.match(value):
+            digits = sum(c.isdigit() for c in value)
+            if digits >= 4 and digits >= sum(c.isalpha() for c in value) and not _NOT_A_NUMBER.match(value):
                 yield kind, m.start(1), m.end(1), "after_cue"
 
 

@@ -88,6 +88,8 @@ class NameSearch(ListedNames):
             word = cue.TOKEN.match(self.text, m.end())
             surname = bool(word) and fold(word[0]) in lex.surnames and fold(word[0]) not in lex.stop  # type: ignore[index]
             taken = self.take(m.end(), firm=self.cased, first_common=surname and self.cased)
+            if taken and not lex.is_known(taken.first) and self.text[taken.start : taken.end].isupper():
+                continue  # "its cousin RNA"
             if taken and (self.cased or lex.is_given(taken.first) or taken.first in lex.surnames):
                 yield "NAME", taken.start, taken.end, "title_word"
 
@@ -126,6 +128,8 @@ class NameSearch(ListedNames):
         for m in cue.DASH_END.finditer(self.text):
             taken = self.take(m.end(), limit=3)
             if not taken or taken.first in self.lex.common or not cue.LINE_END.match(self.text, taken.end):
+                continue
+            if taken.end - taken.start < 4 and self.text[taken.start : taken.end].isupper():
                 continue
             if self.lex.is_known(taken.first) or self.likely_pair(taken):
                 yield "NAME", taken.start, taken.end, "dash_signature"
@@ -170,7 +174,7 @@ class NameSearch(ListedNames):
             elif not (
                 (lex.is_given(first) and cue.FIELD_END.match(text, end))
                 or self._pair_in_field(taken.words, end)
-                or (comma and lex.is_known(first))
+                or (comma and lex.is_known(first) and len(first) > 2)
             ):
                 continue
             if not (self.cased or sure or lex.is_given(first) or cue.LOWER_PERSON.match(text, end)):
@@ -235,7 +239,7 @@ def names(text: str, words: Lexicon, cased: bool) -> Iterator[Span]:
         for _, start, end, rule in found
         if rule not in cue.WEAK_RULES
         for part in cue.MENTION.findall(text, start, end)
-        if _stands_alone(fold(part), search)
+        if _stands_alone(fold(part), search) and (cased or words.is_known(fold(part)))
     }
     if not mentioned:
         return

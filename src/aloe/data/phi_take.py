@@ -54,7 +54,7 @@ class NameReader:
             if initial and (words or self._more_after(initial.end())) and fold(initial[0]) not in ("i", "a"):
                 words.append(initial[0])
                 pos = end = initial.end()
-                pos = gap.end() if (gap := cue.GAP.match(text, pos)) else pos
+                pos += text[pos : pos + 1] == " "  # two spaces end a sentence: "Dr. B.  Aspirin was given"
                 continue
             m = cue.TOKEN.match(text, pos)
             if not m:

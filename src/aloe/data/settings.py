@@ -77,7 +77,7 @@ class Decontaminate(Params):
 
     # A list of references, or a map from reference to its options.
     against: list[Benchmark] = Field(default_factory=list)
-    min_similarity: float = Field(default=0.6, gt=0, le=1)  # of question + options, character 5-gram Jaccard; ours
+    min_similarity: float = Field(default=0.6, gt=0, le=1)  # of stem and options of two questions with one answer; ours
     rephrased: Rephrased | None = None
 
     @field_validator("against", mode="before")

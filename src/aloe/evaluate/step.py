@@ -32,8 +32,8 @@ from aloe.evaluate.benchmarks import (
     take,
 )
 from aloe.evaluate.stats import holm, mcnemar, paired_difference
+from aloe.generate.embed import Embedder
 from aloe.generate.engine import Engine, ScoreRequest, Tick
-from aloe.prompting.embed import Embedder
 from aloe.prompting.exemplars import STATED, ExemplarStore, exemplars_of
 from aloe.prompting.extract import extract
 from aloe.records import Dialogue, ItemResult, Question, Row
