@@ -18,7 +18,8 @@ similarity at 0.72 (`near_duplicates.py`). `ratio` is the smallest over sets and
 ours / peer in rows/s; `spread` the range of that quotient over its rounds. Peak memory is the resident size of the
 side's whole process tree, sampled; pages shared by forked processes count once in each.
 
-Exit code 1 if a figure misses its target: ratio 3, F1 under a peer's, 3 GB at a million rows, growth 1.15.
+Exit code 1 if a figure misses its target: ratio 3, F1 under a peer's, 3 GB at the largest set, and, but for `--quick`,
+time per row growing by 1.15 from a tenth of the rows to all.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ import near_duplicates
 import numpy as np
 import psutil
 
-from aloe.data.clean import key_text
 from aloe.data.dedup import Document
 from aloe.data.dedup import near_duplicates as near
 from aloe.data.shingles import hashed
@@ -57,7 +57,8 @@ RATIO, MEMORY_GB, GROWTH = 3.0, 3.0, 1.15  # targets
 
 
 class Rows(Sequence[Document]):
-    """The documents of a file of rows, made as they are read, none kept."""
+    """The documents of a file of rows, made as they are read, none kept. Texts go in as they stand: the stage cuts
+    them into words itself, as the peers do."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,20 +69,19 @@ class Rows(Sequence[Document]):
         return len(self.starts) - 1
 
     def __iter__(self) -> Iterator[Document]:
-        with open(self.path, "rb") as handle:
-            for line in handle:
-                yield self._document(line)
+        with open(self.path, encoding="utf-8") as handle:
+            yield from map(self._document, handle)
 
     def __getitem__(self, i: int) -> Document:  # type: ignore[override]
         with open(self.path, "rb") as handle:
             handle.seek(self.starts[i])
-            return self._document(handle.readline())
+            return self._document(handle.readline().decode())
 
     @staticmethod
-    def _document(line: bytes) -> Document:
+    def _document(line: str) -> Document:
         row = json.loads(line)
-        text = key_text(row["text"])  # what `document` does with a question and an answer
-        return Document(id=row["id"], family="qa", exact=text, texts={"full": text}, length=len(row["text"]))
+        text = row["text"]
+        return Document(id=row["id"], family="qa", exact=text, texts={"full": text}, length=len(text))
 
 
 def ours(folder: Path, out: Path, workers: int) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def missed(result: dict[str, Any]) -> list[str]:
     found = [f"ratio {result['ratio']}"] if result["ratio"] < RATIO else []
     found += [f"F1 on {key} {f1}" for key, f1 in result["f1"].items() if f1["ours"] < max(f1.values())]
     found += [f"peak {result['peak_gb']} GB"] if result["peak_gb"] >= MEMORY_GB else []
-    found += [f"growth {result['growth']}"] if result["growth"] > GROWTH else []
+    found += [f"growth {result['growth']}"] if result["growth"] > GROWTH and not result["quick"] else []
     return found
 
 

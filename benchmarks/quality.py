@@ -37,7 +37,7 @@ from aloe.data.quality import bottom, quantiles
 from aloe.data.templates import exchange
 from aloe.generate.embed import Embedder
 from aloe.keyed import rng
-from aloe.records import Dialogue
+from aloe.records import Dialogue, row_id
 from aloe.run.execute import machine
 
 SETS = ("medquad", "doctor_forum", "general_instructions")
@@ -47,20 +47,25 @@ Pair = tuple[str, str]
 
 
 def read(path: Path) -> list[Dialogue]:
+    """Question-answer rows, equal ones once. Ids are of the content: MedQuAD's own ids repeat."""
     with gzip.open(path, "rt", encoding="utf-8") as handle:
         rows = [json.loads(line) for line in handle]
-    return [
-        Dialogue(
-            id=r["id"], source=path.name.split(".")[0], licence=r["licence"],
-            messages=exchange(r["question"], r["answer"]),
-        )
-        for r in rows
-        if r["question"].strip() and r["answer"].strip()
-    ]  # fmt: skip
+    found = {}
+    for r in rows:
+        if r["question"].strip() and r["answer"].strip():
+            found.setdefault(
+                row_id([r["question"], r["answer"]]),
+                Dialogue(
+                    id=row_id([r["question"], r["answer"]]), source=path.name.split(".")[0], licence=r["licence"],
+                    messages=exchange(r["question"], r["answer"]), meta={"original_id": r["id"]},
+                ),
+            )  # fmt: skip
+    return list(found.values())
 
 
 def half(row: Dialogue) -> str:
-    return "development" if hashlib.blake2b(row.id.encode()).digest()[0] % 2 == 0 else "held_out"
+    digest = hashlib.blake2b(row.meta["original_id"].encode()).digest()
+    return "development" if digest[0] % 2 == 0 else "held_out"
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -195,7 +200,7 @@ def lengths(rows: list[Dialogue]) -> list[float]:
 
 
 def spoilt(row: Dialogue) -> bool:
-    """Which of the rows are damaged: by hash, since neighbours in a file differ in kind (questions take turns in MedQuAD)."""
+    """Which of the rows are damaged: by hash, since neighbours in a file differ in kind."""
     return hashlib.blake2b(row.id.encode()).digest()[1] % 2 == 0
 
 

@@ -20,6 +20,7 @@ import importlib.metadata
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,13 +86,12 @@ def near_duplicates(
     shingle (about 1 GB for a million rows of 120 words). `workers` threads sign rows; they change no result.
     """
     thresholds = {"mcq": qa, "qa": qa, "dialogue": dialogue}
-    shelf = Shelf(scratch)
-    try:
+    with closing(Shelf(scratch)) as shelf, ThreadPoolExecutor(workers) as pool:
         views = {
-            (family, name): View(name, thresholds[family], shelf)
+            (family, name): View(name, thresholds[family], shelf, pool)
             for family, name in (("mcq", "stem"), ("mcq", "full"), ("qa", "full"), ("dialogue", "full"))
         }
-        order = _sign(docs, views, workers)
+        order = _sign(docs, views, pool, 2 * workers)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         union, matches = UnionFind(len(docs)), Matches(len(docs))
@@ -102,8 +102,6 @@ def near_duplicates(
                 union.join(a, b)
                 matches.offer(a, b, similarity, code)
         duplicates = _losers(order, union, matches, list(views.values()))
-    finally:
-        shelf.close()
     return Near(
         duplicates, sum(v.candidates for v in views.values()), confirmed, _scheme(thresholds),
         sum(v.large_buckets for v in views.values()),
@@ -131,42 +129,44 @@ class _Batch:
     texts: list[str] = field(default_factory=list)
 
 
-def _sign(docs: Sequence[Document], views: Mapping[tuple[str, str], View], workers: int) -> np.ndarray:
-    """Put every document in its views. Returns document numbers in order of `survivor_key`."""
+def _sign(
+    docs: Sequence[Document], views: Mapping[tuple[str, str], View], pool: ThreadPoolExecutor, ahead: int
+) -> np.ndarray:
+    """Put every document in its views, with at most `ahead` chunks waiting to be signed. Returns document numbers in
+    order of `survivor_key`."""
     ids: list[str] = []
     numbers = np.empty((len(docs), 3))
     batches = {key: _Batch() for key in views}
+    running: deque[tuple[View, _Batch, Future[Signed]]] = deque()
     waiting = 0
-    with ThreadPoolExecutor(workers) as pool:
-        running: deque[tuple[View, _Batch, Future[Signed]]] = deque()
 
-        def finish(most: int) -> None:
-            while len(running) > most:
-                view, batch, signed = running.popleft()
-                view.add(batch.members, batch.groups, signed.result())
+    def start() -> None:
+        for key, batch in batches.items():
+            if batch.texts:
+                running.append((views[key], batch, pool.submit(sign, batch.texts, *views[key].bands)))
+                batches[key] = _Batch()
 
-        def start() -> None:
-            for key, batch in batches.items():
-                if batch.texts:
-                    running.append((views[key], batch, pool.submit(sign, batch.texts, *views[key].bands)))
-                    batches[key] = _Batch()
-            finish(2 * workers)
+    def finish(most: int) -> None:
+        while len(running) > most:
+            view, batch, signed = running.popleft()
+            view.add(batch.members, batch.groups, signed.result())
 
-        for i, doc in enumerate(docs):
-            ids.append(doc.id)
-            numbers[i] = doc.priority, -doc.quality, -doc.length
-            for name, text in doc.texts.items():
-                if stands_by(doc, name):
-                    batch = batches[doc.family, name]
-                    batch.members.append(i)
-                    batch.groups.append(group_number(doc))
-                    batch.texts.append(text)
-                    waiting += len(text)
-            if waiting >= CHUNK:
-                start()
-                waiting = 0
-        start()
-        finish(0)
+    for i, doc in enumerate(docs):
+        ids.append(doc.id)
+        numbers[i] = doc.priority, -doc.quality, -doc.length
+        for name, text in doc.texts.items():
+            if stands_by(doc, name):
+                batch = batches[doc.family, name]
+                batch.members.append(i)
+                batch.groups.append(group_number(doc))
+                batch.texts.append(text)
+                waiting += len(text)
+        if waiting >= CHUNK:
+            start()
+            finish(ahead)
+            waiting = 0
+    start()
+    finish(0)
     return in_order(numbers, ids)
 
 

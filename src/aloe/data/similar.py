@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from scipy.sparse import csr_array
 from aloe.data import minhash
 from aloe.data.shingles import Ragged, hashed, mix
 
-BLOCK = 4_000_000  # shingles compared at a time, pair by pair
+BLOCK = 500_000  # shingles compared at a time, pair by pair
 DENSE = 8  # pairs per row above which all pairs of a block are compared at once
 
 
@@ -83,6 +84,7 @@ class View:
     name: str
     threshold: float
     shelf: Shelf
+    pool: ThreadPoolExecutor
     rank: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of each row, ascending
     start: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # on the shelf
     size: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -158,14 +160,16 @@ class View:
         else:
             blocks = np.cumsum(self.size[a] + self.size[b]) // BLOCK
             cuts = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(a)]
-        for begin, end in pairwise(cuts):
-            x, y = a[begin:end], b[begin:end]
+
+        def compare(cut: tuple[int, int]) -> np.ndarray:
+            x, y = a[slice(*cut)], b[slice(*cut)]
             rows, place = self._involved(x, y)
-            yield (
-                x,
-                y,
-                _jaccard(self.shelf.read(self.start[rows], self.size[rows]), self.size[rows], place[x], place[y]),
-            )
+            size = self.size[rows]
+            return _jaccard(self.shelf.read(self.start[rows], size), size, place[x], place[y])
+
+        parts = list(pairwise(cuts))
+        for (begin, end), found in zip(parts, self.pool.map(compare, parts), strict=True):
+            yield a[begin:end], b[begin:end], found
 
     def _involved(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows that stand in a or b, ascending, and the place of each row among them."""

@@ -224,6 +224,9 @@ class Exchange:
             payload = wire.decoded(response.text)
             self.usage.add(payload)
             self.router.succeed(endpoint)
+        except AloeError as cause:
+            self.end(cause)  # before the place is free for a request that would only hear the same
+            raise
         finally:
             self.router.release(endpoint)
         try:

@@ -25,6 +25,7 @@ from aloe.generate.exchange import Counted, Exchange, Usage
 from aloe.generate.server_spec import ServerSpec
 from aloe.models.chat import ChatTemplate
 
+ASKING = "aloe-request"  # name of the tasks that ask
 ROW_OF_FAILURES = 20  # requests given up in a row before a trivial one is asked, to tell bad requests from a bad server
 AHEAD = 32  # requests handed over beyond what the endpoints hold now
 
@@ -115,6 +116,9 @@ class ServerEngine:
         finally:
             for future in running:
                 future.cancel()
+            if running and self._loop is not None:  # what is under way must not speak in a later call
+                with contextlib.suppress(TimeoutError):
+                    asyncio.run_coroutine_threadsafe(_settled(), self._loop).result(10)
 
     def close(self) -> None:
         """End connections, probes and the thread."""
@@ -171,6 +175,9 @@ class ServerEngine:
     # -- one request, on the loop's thread ----------------------------------------------------------------------
 
     async def _one(self, request: Request | ScoreRequest) -> Reply | Score:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name(ASKING)
         if self._exchange is None:
             self._exchange = Exchange(self.spec, self.usage)
         exchange = self._exchange
@@ -261,6 +268,12 @@ def errored(request: Request | ScoreRequest, cause: str) -> Reply | Score:
     if isinstance(request, Request):
         return Reply(key=request.key, text="", finish_reason="error", prompt_tokens=0, completion_tokens=0, error=cause)
     return Score(key=request.key, logprobs=(), token_counts=(), greedy=(), prompt_tokens=0, error=cause)
+
+
+async def _settled() -> None:
+    """Return when every request on this loop has ended."""
+    asking = [task for task in asyncio.all_tasks() if task.get_name() == ASKING]
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
