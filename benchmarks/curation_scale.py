@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from near_duplicates import make
 
 from aloe import __version__
 from aloe.run.execute import library_versions, machine
 
 ROOT = Path(__file__).parents[1]
 FILES = ("medical_mcq", "medquad", "doctor_forum", "mts_dialog", "general_instructions", "general_math")
+ASKED = 12  # words of a made row that become its question
 BENCHMARKS = ("medmcqa_validation", "mmlu_medical_test", "pubmedqa_test", "mmlu_general_test", "gsm8k_test")
 
 
@@ -63,9 +65,10 @@ def curate(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "peak_bytes": usage.ru_maxrss * 1024,
         "stages": {
             name: {
-                "seconds": summary["seconds"][name], "rows_in": s["rows_in"], "kept": s["kept"], "dropped": s["dropped"],
+                "seconds": seconds, "rows_in": stages[name]["rows_in"], "kept": stages[name]["kept"],
+                "dropped": stages[name]["dropped"],
             }
-            for name, s in stages.items()
+            for name, seconds in summary["seconds"].items()
         },
     }  # fmt: skip
 
@@ -80,13 +83,15 @@ def real(data: Path, folder: Path, limit: int | None) -> dict[str, Any]:
 
 def made(data: Path, folder: Path, rows: int) -> dict[str, Any]:
     """A perturbed set of this many rows."""
-    from near_duplicates import write_perturbed
-
-    path = folder / "perturbed.jsonl"
-    write_perturbed(data, path, rows)
-    result = curate(
-        recipe({str(path): {"ids": "content"}}, [str(data / "eval" / f"{n}.jsonl.gz") for n in BENCHMARKS]), folder
-    )
+    make(folder, rows, os.cpu_count() or 1)
+    path = folder / "made.jsonl"
+    with open(folder / "rows.jsonl", encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as out:
+        for line in lines:
+            row = json.loads(line)
+            words = row["text"].split()  # an exchange, so that every stage has both sides to look at
+            asked, said = " ".join(words[:ASKED]), " ".join(words[ASKED:])
+            out.write(json.dumps({"id": row["id"], "question": asked, "answer": said}) + "\n")
+    result = curate(recipe({str(path): {}}, [str(data / "eval" / f"{n}.jsonl.gz") for n in BENCHMARKS]), folder)
     return {"set": f"{rows} rows by keyed perturbation of the real files", **result}
 
 

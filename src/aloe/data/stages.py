@@ -110,11 +110,12 @@ def hider(settings: Phi) -> Callable[[Any], Any] | None:
 def personal(settings: Phi) -> Stage:
     """Count, redact or drop personal health information."""
     kinds, allow = tuple(settings.kinds or phi.KINDS), tuple(settings.allow)
-    if unknown := set(kinds) - set(phi.KINDS):
+    every = (*phi.KINDS, *phi.EXTRA_KINDS)
+    if unknown := set(kinds) - set(every):
         raise AloeError(
             f"no kind of personal data is called {sorted(unknown)[0]!r}",
             where="phi.kinds",
-            fix=f"use some of {', '.join(phi.KINDS)}",
+            fix=f"use some of {', '.join(every)}",
         )
 
     def run(view: View, out: StageOut) -> None:
@@ -175,6 +176,7 @@ def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
         drops = {d.index: ("near_duplicate", d) for d in found.duplicates}
         out.facts["scheme"] = {
             **found.scheme, "candidate_pairs": found.candidates, "confirmed_pairs": found.confirmed,
+            "large_buckets": found.large_buckets,
         }  # fmt: skip
         if settings.semantic is not None:
             left = np.array([n for n in range(len(view)) if n not in drops], dtype=np.int64)
