@@ -80,6 +80,24 @@ def test_the_lowest_share_goes(make_context: MakeContext, forum: str) -> None:
     assert sum(b["rows"] for b in quality["histogram"]) == 12
 
 
+def test_the_lowest_of_each_source(make_context: MakeContext, tmp_path: Path) -> None:
+    good = "It is a common condition. Rest, fluids and simple pain relief help most people within a week or two."
+    for name, answer in (("edited", good), ("forum", "ok thx pls see dr asap !!")):
+        rows = [
+            {"id": f"{name}{n}", "question": f"How is condition number {n} treated?", "answer": f"{answer} Number {n}."}
+            for n in range(10)
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    left = {}
+    for within in ("all", "source"):
+        ctx = make_context(within)
+        step_ = {"sources": [str(tmp_path / "edited.jsonl"), str(tmp_path / "forum.jsonl")],
+                 "quality": {"drop_share": 0.2, "within": within}, "dedup": {"qa": 1}}  # fmt: skip
+        Curate.model_validate(step_).run(ctx)
+        left[within] = {s: sum(i.startswith(s) for i in ids(ctx)) for s in ("edited", "forum")}
+    assert left == {"all": {"edited": 10, "forum": 6}, "source": {"edited": 8, "forum": 8}}
+
+
 def test_what_was_asked_for_does_not_count_as_loss(make_context: MakeContext, forum: str) -> None:
     ctx = make_context()
     step(forum, quality={"drop_share": 0.5}, max_dropped_share=0).run(ctx)

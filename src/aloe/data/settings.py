@@ -92,6 +92,7 @@ class Quality(Params):
     scorer: Literal["heuristics", "deita", "rubric"] = "heuristics"
     model: ModelRef | None = None  # the model that scores (deita) or judges (rubric)
     drop_share: float = Field(default=0.1, ge=0, lt=1)  # Aloe Beta
+    within: Literal["all", "source"] = "all"  # the lowest of all rows, as the papers did, or of each source
     form: Literal["chat", "raw"] = "chat"  # deita: `raw` sends the published prompt without chat markup
     min_mass: float = Field(default=0, ge=0, lt=1)  # deita: probability on the six grades below which a row is unscored
 

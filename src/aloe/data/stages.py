@@ -251,7 +251,15 @@ def scored(settings: Quality, scorer: quality.Scorer) -> Stage:
                 if found.score is None:
                     whys[len(scores)] = found.why
                 scores.append(found.score)
-        unscored, lowest = quality.bottom(scores, view.column("id"), settings.drop_share)
+        ids, sources = view.column("id"), view.column("source")
+        groups: dict[str, list[int]] = {}
+        for n, source in enumerate(sources):
+            groups.setdefault(source if settings.within == "source" else "", []).append(n)
+        unscored, lowest = set[int](), set[int]()
+        for places in groups.values():
+            none, low = quality.bottom([scores[n] for n in places], [ids[n] for n in places], settings.drop_share)
+            unscored |= {places[k] for k in none}
+            lowest |= {places[k] for k in low}
         for n in sorted(unscored | lowest):
             if n in unscored:
                 out.drop(n, view[n], "unscored", whys.get(n, "not a number"))
@@ -259,12 +267,14 @@ def scored(settings: Quality, scorer: quality.Scorer) -> Stage:
                 out.drop(n, view[n], "low_quality", "", {"score": round(float(scores[n] or 0.0), 6)})
         kept = [s for n, s in enumerate(scores) if s is not None and n not in lowest and n not in unscored]
         by_source: dict[str, list[float]] = {}
-        for source, score in zip(view.column("source"), scores, strict=True):
+        for source, score in zip(sources, scores, strict=True):
             if score is not None:
                 by_source.setdefault(source, []).append(score)
         out.facts |= {
             "scorer": scorer.name, "digest": scorer.digest, "drop_share": settings.drop_share,
-            "threshold": round(min(kept), 6) if kept else None, "unscored": len(unscored),
+            "threshold": round(min(kept), 6) if kept and settings.within == "all" else None,
+            "unscored": len(unscored),
+            "unscored_because": dict(sorted(Counter(w.split(":")[0] for w in whys.values()).items())),
             "histogram": score_histogram([s for s in scores if s is not None]),
             "by_source": {
                 s: {"mean": round(float(np.mean(v)), 4), "median": round(float(np.median(v)), 4)}
@@ -281,9 +291,11 @@ def diverse(settings: Diversity, encoder: Callable[[str], Any], scores: Callable
 
     def run(view: View, out: StageOut) -> None:
         vectors = _vectors(encoder(settings.embedder), view)
-        ids, known = view.column("id"), scores()
-        rank = known if known is not None else [0.0] * len(ids)
-        order = sorted(range(len(ids)), key=lambda n: (-rank[n], ids[n]))
+        ids, places, known = view.column("id"), view.column("rank"), scores()
+        score = known if known is not None else [0.0] * len(ids)
+        order = sorted(
+            range(len(ids)), key=lambda n: (-score[n], places[n], ids[n])
+        )  # then by source, as they are named
         found = diversity.diverse(vectors, order, settings.max_similarity)
         for n, match, similarity in sorted(found.dropped):
             evidence = {"match": ids[match], "cosine": round(float(similarity), 4)}
