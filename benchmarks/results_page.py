@@ -230,11 +230,17 @@ def curation_scale(data: dict[str, Any]) -> list[str]:
             "",
             "| stage | seconds | rows in | kept |",
             "|---|---:|---:|---:|",
-            *(f"| {n} | {s['seconds']:.1f} | {s['rows_in']:,} | {s['kept']:,} |" for n, s in run["stages"].items()),
+            *(
+                f"| {n} | {s['seconds']:.1f} | {s['rows_in']:,} | {s['kept']:,} |"
+                for n, s in sorted(run["stages"].items(), key=lambda item: STAGES.index(item[0]))
+            ),
         ]
     return lines
 
 
+STAGES = (
+    "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate", "quality", "diversity", "template", "mix",
+)  # fmt: skip
 RENDERERS = {
     "demo": demo, "judge_calibration": judge, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale,

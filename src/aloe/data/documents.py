@@ -49,9 +49,9 @@ def document(record: Row, priority: int = 0, quality: float = 0.0) -> Document:
     turns = [m for m in record.messages if m["role"] != "system"]
     size = sum(len(m["content"]) for m in record.messages)
     if len(turns) == 2:
-        text = " ".join(key_text(m["content"]) for m in turns)
+        said = [key_text(m["content"]) for m in turns]
         return Document(
-            id=record.id, family="qa", exact="\x1f".join(key_text(m["content"]) for m in turns), texts={"full": text},
+            id=record.id, family="qa", exact="\x1f".join(said), texts={"full": " ".join(said)},
             priority=priority, length=size, quality=quality,
         )  # fmt: skip
     tagged = " ".join(f"{m['role']} {key_text(m['content'])}" for m in turns)
