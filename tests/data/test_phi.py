@@ -109,6 +109,13 @@ PIECES = st.sampled_from(
 )
 
 
+def test_a_later_finding_takes_in_what_it_reaches_over() -> None:
+    """An address that goes on behind an e-mail address, found once that is a placeholder."""
+    text = "92-year-oldwww.x.org/aa.b@c.org"
+    assert [(f.kind, f.text) for f in find(text)] == [("AGE", "92-year-old"), ("URL", "www.x.org/aa.b@c.org")]
+    assert redact(text, find(text)) == "[AGE][URL]"
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PIECES, max_size=14), st.sampled_from(["", " "]))
 def test_redacted_text_holds_nothing_further_to_find(pieces: list[str], space: str) -> None:

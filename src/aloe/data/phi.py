@@ -103,7 +103,7 @@ def find(text: str, kinds: Collection[str] = KINDS, allow: Collection[str] = ())
         more = _one_pass(redact(text, found), wanted, words)
         if not more:
             break
-        found = sorted([*found, *_mapped_back(text, found, more)], key=lambda f: f.start)
+        found = _mapped_back(text, found, more)
     return found
 
 
@@ -182,17 +182,33 @@ def ways_to_read(text: str) -> list[bool]:
     return [True] if sum(c.isupper() for c in starts) >= 0.8 * len(starts) else [True, False]
 
 
-def _mapped_back(text: str, found: Sequence[Finding], more: Sequence[Finding]) -> Iterator[Finding]:
-    """`more`, found in `redact(text, found)`, in the positions of `text`. No finding can cross a placeholder."""
-    edges: list[tuple[int, int]] = [(0, 0)]  # (position in the redacted text, position in the text) of each kept piece
-    shift = 0
+def _mapped_back(text: str, found: Sequence[Finding], more: Sequence[Finding]) -> list[Finding]:
+    """`found`, and what was found `more` in the redacted text, at its place in `text`. A later finding that reaches
+    over placeholders (an address that goes on behind one) takes in what they stand for."""
+    starts: list[int] = []  # of each placeholder in the redacted text
+    shifts = [0]  # redacted minus original position, before the first placeholder and after each
     for f in found:
-        shift += len(f.kind) + 2 - (f.end - f.start)
-        edges.append((f.end + shift, f.end))
+        starts.append(f.start + shifts[-1])
+        shifts.append(shifts[-1] + len(f.kind) + 2 - (f.end - f.start))
+
+    def back(place: int, last: bool) -> int:
+        """Original position of the character at `place`; of a placeholder's, the end of what it stands for."""
+        n = bisect(starts, place) - 1
+        if n >= 0 and place < starts[n] + len(found[n].kind) + 2:
+            return found[n].end - 1 if last else found[n].start
+        return place - shifts[n + 1]
+
+    added = []
     for m in more:
-        there, here = edges[bisect(edges, (m.start, len(text) + 1)) - 1]
-        start = m.start - there + here
-        yield replace(m, start=start, end=start + (m.end - m.start))
+        start, end = back(m.start, False), back(m.end - 1, True) + 1
+        added.append(Finding(m.kind, start, end, text[start:end], m.rule))
+    froms = [m.start for m in added]  # in order and apart, as the findings of one pass are
+    kept = []
+    for f in found:
+        n = bisect(froms, f.start) - 1
+        if n < 0 or added[n].end < f.end:
+            kept.append(f)
+    return sorted([*kept, *added], key=lambda f: f.start)
 
 
 # ---------------------------------------------------------------------------------------------- records
