@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from aloe.data import minhash
-from aloe.data.minhash import PERMUTATIONS, Search, band_keys, bands_for, close, signatures, sketches
+from aloe.data.minhash import PERMUTATIONS, Piece, Search, band_keys, bands_for, close, signatures, sketches
 from aloe.data.shingles import Ragged, hashed
 from aloe.keyed import rng
 
@@ -34,7 +36,14 @@ def search(found: Ragged, threshold: float, known: minhash.Known = lambda rows: 
 
 
 def all_pairs(of: Search) -> set[tuple[int, int]]:
-    return {(a, b) for p in of.pairs() for a, b in zip(p.a.tolist(), p.b.tolist(), strict=True)}
+    """Every pair that is to be compared."""
+    found: set[tuple[int, int]] = set()
+    for some in of.candidates():
+        if isinstance(some, Piece):
+            found |= set(combinations(some.rows.tolist(), 2))
+        else:
+            found |= set(zip(some.a.tolist(), some.b.tolist(), strict=True))
+    return found
 
 
 def test_bands_miss_less_than_one_in_a_thousand_at_the_threshold() -> None:
@@ -83,11 +92,12 @@ def test_a_large_bucket_is_cut_and_what_is_known_is_skipped(monkeypatch: pytest.
     one = np.arange(100)
     found = sets(*(one for _ in range(minhash.LIMIT + 100)))
     apart = search(found, 0.72)
-    pairs = list(apart.pairs())
+    pieces = list(apart.candidates())
     assert apart.large == apart.keys.shape[1]
-    assert all(p.again and len(p.a) <= minhash.LIMIT**2 / 2 for p in pairs)
+    assert {len(p.rows) for p in pieces if isinstance(p, Piece)} == {100}
+    assert len(pieces) == 2 * apart.large
     together = search(found, 0.72, known=np.zeros_like)
-    assert list(together.pairs()) == []
+    assert list(together.candidates()) == []
 
 
 def test_cutting_loses_no_pair_that_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,13 +32,13 @@ from aloe.data.clusters import Cluster, Duplicate, Matches, Near, UnionFind, clu
 from aloe.data.documents import Document, digest, document, group_number, in_order, stands_by, survivor_key
 from aloe.data.semantic import semantic_duplicates
 from aloe.data.shingles import NGRAM_CHARS, NGRAM_WORDS
-from aloe.data.similar import Shelf, Signed, View, sign
+from aloe.data.similar import MOST, Shelf, Signed, View, sign
 
 __all__ = [
     "Cluster", "Document", "Duplicate", "Near", "cluster_sizes", "clusters", "document", "exact_duplicates",
     "near_duplicates", "semantic_duplicates", "survivor_key",
 ]  # fmt: skip
-CHUNK = 1_000_000  # characters signed at a time
+CHUNK = 500_000  # characters signed at a time
 
 
 # ---------------------------------------------------------------------------------------------- exact
@@ -160,7 +160,7 @@ def _sign(
                 batch.members.append(i)
                 batch.groups.append(group_number(doc))
                 batch.texts.append(text)
-                waiting += len(text)
+                waiting += max(len(text), CHUNK // MOST + 1)
         if waiting >= CHUNK:
             start()
             finish(ahead)

@@ -79,12 +79,17 @@ def close(sketch: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float) ->
 
 
 class Pairs(NamedTuple):
-    """Pairs a[i] < b[i] of row numbers, each once. `again` says that comparing some again, which another band gave
-    before, costs less than finding out."""
+    """Pairs a[i] < b[i] of row numbers, similar enough by their sketches, each once in a band."""
 
     a: np.ndarray
     b: np.ndarray
-    again: bool
+
+
+class Piece(NamedTuple):
+    """Rows, ascending, of which every two are a pair but for those of one cluster."""
+
+    rows: np.ndarray
+    clusters: np.ndarray
 
 
 @dataclass
@@ -107,38 +112,32 @@ class Search:
     known: Known  # rows -> the cluster that the pairs found so far put each in
     large: int = 0
 
-    def pairs(self) -> Iterator[Pairs]:
-        """Pairs similar enough by their sketches. The caller joins what it confirms before it asks for more, as
-        `known` must answer with it."""
+    def candidates(self) -> Iterator[Pairs | Piece]:
+        """Pairs of small buckets, whole pieces of others. The caller joins what it confirms before it asks for more,
+        as `known` must answer with it."""
         n = len(self.keys)
         for band in range(self.keys.shape[1] if n else 0):
             key = (self.groups.astype(np.uint64) << np.uint64(32)) | self.keys[:, band]
             order = np.argsort(key, kind="stable")  # ascending row numbers in a bucket
             fresh = np.flatnonzero(np.concatenate(([True], key[order][1:] != key[order][:-1])))
             sizes = np.diff(np.append(fresh, n))
-            few = (sizes > 1) & (sizes <= SMALL)
+            few, many = (sizes > 1) & (sizes <= SMALL), sizes > SMALL
             for a, b in _all_pairs(order, fresh[few], sizes[few]):
-                yield self._near(a, b, again=False)
-            many = sizes > SMALL
+                near = close(self.sketch, a, b, self.threshold)
+                yield Pairs(a[near], b[near])
             for start, size in zip(fresh[many].tolist(), sizes[many].tolist(), strict=True):
-                yield from self._in_pieces(order[start : start + size], band)
+                yield from self._pieces(order[start : start + size], band)
 
-    def _near(self, a: np.ndarray, b: np.ndarray, again: bool) -> Pairs:
-        near = close(self.sketch, a, b, self.threshold)
-        return Pairs(a[near], b[near], again)
-
-    def _in_pieces(self, members: np.ndarray, band: int) -> Iterator[Pairs]:
+    def _pieces(self, members: np.ndarray, band: int) -> Iterator[Piece]:
         if len(members) > LIMIT:
             self.large += 1
             bands = self.keys.shape[1]
             members = members[np.lexsort([self.keys[members, (band + k) % bands] for k in (3, 2, 1)])]
         for start in range(0, len(members), LIMIT):
-            piece = np.sort(members[start : start + LIMIT])
-            cluster = self.known(piece)
-            if (cluster != cluster[0]).any():
-                a, b = np.triu_indices(len(piece), 1)
-                apart = cluster[a] != cluster[b]
-                yield self._near(piece[a[apart]], piece[b[apart]], again=True)
+            rows = np.sort(members[start : start + LIMIT])
+            clusters = self.known(rows)
+            if (clusters != clusters[0]).any():
+                yield Piece(rows, clusters)
 
 
 def _all_pairs(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -22,26 +22,40 @@ from aloe.data import minhash
 from aloe.data.shingles import Ragged, hashed, mix
 
 BLOCK = 500_000  # shingles compared at a time, pair by pair
-DENSE = 8  # pairs per row above which all pairs of a block are compared at once
+KEPT = 48  # bits of a shingle's hash that rows are compared by: two rows of 200 seem to share one once in 10^10 pairs
+MOST = 1 << (64 - KEPT)  # rows signed at a time
 
 
 class Signed(NamedTuple):
-    """Some rows, signed. `digest` is equal for texts with the same shingles, each as often."""
+    """Some rows, signed. `sets` are their distinct shingles, ascending, by the upper `KEPT` bits of their hashes;
+    `digest` is equal for equal sets."""
 
-    shingles: Ragged
+    sets: Ragged
     keys: np.ndarray
     sketch: np.ndarray
     digest: np.ndarray
 
 
 def sign(texts: Sequence[str], bands: int, rows: int) -> Signed:
-    """Sign texts: pure, and the same for a text whatever others stand beside it."""
+    """Sign at most `MOST` texts: pure, and the same for a text whatever others stand beside it."""
     found = hashed(texts)
     signature = minhash.signatures(found)
-    sizes = np.diff(found.offsets).astype(np.uint64)
-    total = np.add.reduceat(mix(found.values), found.offsets[:-1]) if len(texts) else sizes
-    digest = mix(total + sizes)
-    return Signed(found, minhash.band_keys(signature, bands, rows), minhash.sketches(signature), digest)
+    sets = _sets(found)
+    sizes = np.diff(sets.offsets)
+    digest = mix(np.add.reduceat(mix(sets.values), sets.offsets[:-1]) + sizes.astype(np.uint64))
+    return Signed(sets, minhash.band_keys(signature, bands, rows), minhash.sketches(signature), digest)
+
+
+def _sets(found: Ragged) -> Ragged:
+    """Distinct values of each row, ascending, cut to `KEPT` bits; one sort for all rows."""
+    left = np.uint64(KEPT)
+    owner = np.repeat(np.arange(len(found.offsets) - 1, dtype=np.uint64), np.diff(found.offsets))
+    marked = (owner << left) | (found.values >> (np.uint64(64) - left))
+    marked.sort()
+    marked = marked[np.concatenate(([True], marked[1:] != marked[:-1]))]
+    sizes = np.bincount((marked >> left).astype(np.int64), minlength=len(found.offsets) - 1)
+    values = marked & ((np.uint64(1) << left) - np.uint64(1))
+    return Ragged(values, np.concatenate(([0], np.cumsum(sizes))))
 
 
 class Shelf:
@@ -99,7 +113,7 @@ class View:
 
     def add(self, members: Sequence[int], groups: Sequence[int], signed: Signed) -> None:
         """Take rows in: their document numbers, the numbers of the groups they may meet in, what `sign` gave."""
-        begin = self.shelf.write(signed.shingles.values) + signed.shingles.offsets
+        begin = self.shelf.write(signed.sets.values) + signed.sets.offsets
         whom = np.array(members, dtype=np.int64)
         allowed = np.array(groups, dtype=np.uint64)
         parts = (whom, allowed, begin[:-1], np.diff(begin).astype(np.int32), signed.digest, signed.keys, signed.sketch)
@@ -131,16 +145,18 @@ class View:
             lambda rows: known(self.rank[active[rows]]),
         )  # fmt: skip
         seen = np.empty(0, dtype=np.int64)  # codes of the pairs that have been compared, ascending
-        for found in search.pairs():
+        for found in search.candidates():
+            if isinstance(found, minhash.Piece):
+                yield self._within(active[found.rows], found.clusters)
+                continue
             codes = found.a * len(active) + found.b
-            if not found.again:
-                codes.sort()  # each once: np.unique hashes, which takes several times longer
-                codes = codes[np.concatenate(([True], codes[1:] != codes[:-1]))] if len(codes) else codes
-                at = np.searchsorted(seen, codes)
-                new = np.ones(len(codes), dtype=bool)
-                new[at < len(seen)] = seen[at[at < len(seen)]] != codes[at < len(seen)]
-                codes, at = codes[new], at[new]
-                seen = np.insert(seen, at, codes) if len(codes) else seen
+            codes.sort()  # each once: np.unique hashes, which takes several times longer
+            codes = codes[np.concatenate(([True], codes[1:] != codes[:-1]))] if len(codes) else codes
+            at = np.searchsorted(seen, codes)
+            new = np.ones(len(codes), dtype=bool)
+            new[at < len(seen)] = seen[at[at < len(seen)]] != codes[at < len(seen)]
+            codes, at = codes[new], at[new]
+            seen = np.insert(seen, at, codes) if len(codes) else seen
             yield from self._confirmed(active[codes // len(active)], active[codes % len(active)])
         self.large_buckets = search.large
 
@@ -150,22 +166,34 @@ class View:
             near = similarity >= self.threshold
             yield self.rank[x[near]], self.rank[y[near]], similarity[near]
 
+    def _within(self, rows: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Confirmed pairs of rows (ascending) that aren't of one cluster, all compared at once."""
+        sizes = self.size[rows]
+        common = _common(self.shelf.read(self.start[rows], sizes), sizes)
+        # J >= t means common >= t (|a| + |b|) / (1 + t); the quotient decides, as it does elsewhere
+        enough = (self.threshold / (1 + self.threshold) - 1e-9) * sizes
+        i, j = np.nonzero(common >= (enough[:, None] + enough))
+        keep = (i < j) & (clusters[i] != clusters[j])
+        i, j = i[keep], j[keep]
+        shared = common[i, j]
+        similarity = shared / (sizes[i] + sizes[j] - shared)
+        near = similarity >= self.threshold
+        members = np.unique(clusters, return_counts=True)[1]
+        self.candidates += (len(rows) ** 2 - int((members**2).sum())) // 2
+        return self.rank[rows[i[near]]], self.rank[rows[j[near]]], similarity[near]
+
     def similarities(self, a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(a, b, true Jaccard similarity) of pairs of rows, some at a time."""
         if not len(a):
             return
-        rows, _ = self._involved(a, b)
-        if len(rows) <= minhash.LIMIT and len(a) > DENSE * len(rows):
-            cuts = [0, len(a)]
-        else:
-            blocks = np.cumsum(self.size[a] + self.size[b]) // BLOCK
-            cuts = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(a)]
+        blocks = np.cumsum(self.size[a] + self.size[b]) // BLOCK
+        cuts = [0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist(), len(a)]
 
         def compare(cut: tuple[int, int]) -> np.ndarray:
             x, y = a[slice(*cut)], b[slice(*cut)]
             rows, place = self._involved(x, y)
-            size = self.size[rows]
-            return _jaccard(self.shelf.read(self.start[rows], size), size, place[x], place[y])
+            sizes = self.size[rows]
+            return _jaccard(self.shelf.read(self.start[rows], sizes), sizes, place[x], place[y])
 
         parts = list(pairwise(cuts))
         for (begin, end), found in zip(parts, self.pool.map(compare, parts), strict=True):
@@ -181,48 +209,40 @@ class View:
 
 
 def _jaccard(values: np.ndarray, sizes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Jaccard similarity of rows a[i] and b[i], each row a run of `sizes` hashed shingles, with repeats.
+    """Jaccard similarity of rows a[i] and b[i], each row a run of `sizes` distinct ascending values."""
+    begin = np.concatenate(([0], np.cumsum(sizes)))
+    sets = csr_array((np.ones(len(values), np.int8), values.view(np.int64), begin), shape=(len(sizes), 1 << KEPT))
+    common = np.diff(sets[a].multiply(sets[b]).tocsr().indptr)
+    return common / (sizes[a] + sizes[b] - common)
 
-    A row's number takes the place of the lowest bits of its shingles' hashes, so that one sort orders all rows at
-    once: 42 to 63 bits are left to compare, and two different shingles of a pair look equal once in 2^42 or less.
+
+def _common(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """How many values each two rows have in common: int32 of shape (rows, rows), the diagonal unset. Row k is a run of
+    `sizes[k]` distinct values.
+
+    Rows that share one sentence share all its shingles, so shingles that the same rows have are taken together, with
+    their number as weight: many times fewer products in boilerplate. Which rows have a shingle is told by the sum of
+    64-bit numbers that stand for rows.
     """
-    bits = np.uint64(len(sizes).bit_length())
-    left = np.uint64(64) - bits
-    marked = (np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes) << left) | (values >> bits)
+    rows = len(sizes)
+    slots = values & np.uint64((1 << max(12, (4 * len(values)).bit_length())) - 1)
+    often = np.bincount(slots.astype(np.int64))[slots] > 1  # values that only one row has need no sorting
+    bits = np.uint64(rows.bit_length())
+    marked = (values[often] << bits) | np.repeat(np.arange(rows, dtype=np.uint64), sizes)[often]
     marked.sort()
-    marked = marked[np.concatenate(([True], marked[1:] != marked[:-1]))]
-    owner = (marked >> left).astype(np.int64)
-    count = np.bincount(owner, minlength=len(sizes))
-    column = (marked & ((np.uint64(1) << left) - np.uint64(1))).astype(np.int64)
-    begin = np.concatenate(([0], np.cumsum(count)))
-    if len(sizes) <= minhash.LIMIT and len(a) > DENSE * len(sizes):  # most pairs of few rows: all products at once
-        common = _products(owner, column, len(sizes))[a, b]
-    else:
-        sets = csr_array((np.ones(len(column), np.int8), column, begin), shape=(len(sizes), 1 << int(left)))
-        common = np.diff(sets[a].multiply(sets[b]).tocsr().indptr)
-    return common / (count[a] + count[b] - common)
-
-
-def _products(owner: np.ndarray, column: np.ndarray, rows: int) -> np.ndarray:
-    """How many shingles each two of `rows` rows have in common: int32 of shape (rows, rows), the diagonal unset.
-
-    Row `owner[k]` has shingle `column[k]`. Rows that share one sentence share all its shingles, so shingles that the
-    same rows have are taken together, with their number as weight: many times fewer products in boilerplate. Which
-    rows have a shingle is told by the sum of the rows' 64-bit numbers.
-    """
-    order = np.argsort(column, kind="stable")
-    shared = column[order]
-    fresh = np.flatnonzero(np.concatenate(([True], shared[1:] != shared[:-1])))
-    holders = np.diff(np.append(fresh, len(shared)))
-    who = np.add.reduceat(mix(owner[order].astype(np.uint64) + np.uint64(1)), fresh)
+    if not len(marked):
+        return np.zeros((rows, rows), dtype=np.int32)
+    owner, value = (marked & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64), marked >> bits
+    fresh = np.flatnonzero(np.concatenate(([True], value[1:] != value[:-1])))
+    holders = np.diff(np.append(fresh, len(value)))
+    who = np.add.reduceat(mix(owner.astype(np.uint64) + np.uint64(1)), fresh)
     several = np.flatnonzero(holders > 1)
     _, first, weight = np.unique(who[several], return_index=True, return_counts=True)
     start, size = fresh[several[first]], holders[several[first]]
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size) + np.repeat(start, size)
-    row, group = owner[order][place], np.repeat(np.arange(len(size)), size)
-    shape = (rows, len(size))
-    have = csr_array((np.ones(len(row), np.int32), (row, group)), shape=shape)
-    weighted = csr_array((np.repeat(weight, size).astype(np.int32), (row, group)), shape=shape)
+    row, group = owner[place], np.repeat(np.arange(len(size)), size)
+    have = csr_array((np.ones(len(row), np.int32), (row, group)), shape=(rows, len(size)))
+    weighted = csr_array((np.repeat(weight, size).astype(np.int32), (row, group)), shape=(rows, len(size)))
     return (have @ weighted.T).toarray()
 
 
