@@ -138,11 +138,9 @@ def dedup(data: dict[str, Any]) -> list[str]:
         f"{data['peers_timed_on_made_rows']:,} of the made rows.",
         "",
         "What is timed is `near_duplicates` on given, already normalised texts, for all sides; curation also pays for "
-        "`document()` (about 45 microseconds a row for its text), estimated, not measured, to leave about 2.3 times "
-        "datatrove on the real set. The benchmark was changed to leave that out after a first quick run had been seen, "
-        "and the code was made faster while looking at these same sets: they are no held-out figures. Rounds a side: "
-        f"{data['sets']['real']['rounds']}; single rounds against datatrove on the real set, on this code or a little "
-        "earlier, ranged from 3.2 to 4.2. See the [log](log.md).",
+        "`document()`, which makes such a text of a row, so that its own ratio is lower. The benchmark was changed to "
+        "leave that out after a first run had been seen, and the code was made faster while looking at these same "
+        f"sets: they are no held-out figures. Rounds a side: {data['sets']['real']['rounds']}. See the [log](log.md).",
     ]
 
 

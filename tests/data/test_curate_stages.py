@@ -218,6 +218,16 @@ def test_rephrased_items_need_a_judge(make_context: MakeContext, forum: str, tmp
     assert json.loads((judged.out / "contamination.json").read_text())["rephrased"]["judge"]
 
 
+def test_two_benchmarks_of_one_name_are_refused(make_context: MakeContext, forum: str, tmp_path: Path) -> None:
+    row = {"id": "e", "question": "What helps with gout?", "options": ["Rest", "Colchicine"], "answer": 1}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "exam.jsonl", [row])
+    against = [str(tmp_path / folder / "exam.jsonl") for folder in ("a", "b")]
+    with pytest.raises(AloeError, match="two benchmarks are called exam"):
+        step(forum, decontaminate={"against": against}).run(make_context())
+
+
 def test_presets_columns_and_limits_reach_the_reader(make_context: MakeContext, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "own.jsonl", [{"id": str(n), "stem": f"Is {n} odd?", "key": "Yes." if n % 2 else "No."}
                                          for n in range(4)])  # fmt: skip

@@ -21,6 +21,12 @@ def benchmarks(settings: Decontaminate, path: Callable[[str], Path]) -> Benchmar
     """Rows of each benchmark by name; those that could not be read are counted, and reported."""
     found: dict[str, tuple[Sequence[Row], int]] = {}
     for b in settings.against:
+        if source_name(b.rows) in found:  # the second would take the first one's place, unseen
+            raise AloeError(
+                f"two benchmarks are called {source_name(b.rows)}",
+                where="decontaminate.against",
+                fix="name each once, and give files names of their own",
+            )
         rows: list[Row] = []
         unread = 0
         for row in read_rows(
@@ -47,7 +53,7 @@ def decontaminated(
     engine: Callable[[str], Any],
     digests: Mapping[str, str],
 ) -> Stage:
-    """Drop rows that hold a benchmark's item. `digests` are those of the benchmarks, by reference."""
+    """Drop rows that hold a benchmark's item. `digests` are those of benchmarks and judge, by reference."""
 
     def run(view: View, out: StageOut) -> None:
         found = benchmarks()
@@ -77,7 +83,8 @@ def decontaminated(
             "hits": hits, "suspected": [_evidence(hit, rows, items) for hit in suspected],
         }  # fmt: skip
 
-    return Stage("decontaminate", [settings.model_dump(mode="json"), dict(digests)], run)
+    embedder = encoder(settings.rephrased.embedder).digest if settings.rephrased is not None else None
+    return Stage("decontaminate", [settings.model_dump(mode="json"), dict(digests), embedder], run)
 
 
 def _rephrased(

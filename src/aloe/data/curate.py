@@ -24,7 +24,7 @@ from aloe.data.flow import Flow, Stage, StageRecord
 from aloe.data.settings import Decontaminate, Dedup, Diversity, Phi, Quality, Source, listed
 from aloe.data.sources import Dropped, read_rows, source_name
 from aloe.data.starter import LICENCE, is_starter
-from aloe.digests import digest_file, digest_json, digest_tree
+from aloe.digests import digest_file, digest_json, digest_tree, files_in
 from aloe.errors import AloeError
 from aloe.records import Row
 
@@ -83,6 +83,8 @@ class Curate(Step):
         yield stages.exact()
         yield stages.near(self.dedup, scorers.encoder)
         against = {b.rows: ctx.digest(b.rows) for b in self.decontaminate.against}
+        if self.decontaminate.rephrased is not None and (judge := self.decontaminate.rephrased.judge) is not None:
+            against[judge] = ctx.digest(judge)
         yield contaminated.decontaminated(
             self.decontaminate, lambda: contaminated.benchmarks(self.decontaminate, ctx.path), scorers.encoder,
             ctx.engine, against,
@@ -147,8 +149,9 @@ class Curate(Step):
             raise AloeError(f"{missing} has no weight", where="sources", fix="give every source a weight, or none")
         return weights or None
 
-    def _digests(self, ctx: Context) -> list[str]:
-        return [ctx.digest(s.rows) for s in self.sources]
+    def _digests(self, ctx: Context) -> list[list[str]]:
+        """Content and stated licence of every source: both reach the rows."""
+        return [[ctx.digest(s.rows), ctx.licence_of(s.rows)] for s in self.sources]
 
     def _check_dropped(self, flow: Flow) -> None:
         """Too many rows that nobody meant to lose stop the run."""
@@ -188,6 +191,7 @@ def _named(example: Mapping[str, Any]) -> str:
 
 @cache
 def code_digest() -> str:
-    """Digest of this room's source: finished stages are taken up only by the code that made them."""
+    """Digest of this room's source, templates and word lists: finished stages are taken up only by the code that made them."""
     here = Path(__file__).parent
-    return digest_tree({p.relative_to(here).as_posix(): digest_file(p) for p in sorted(here.rglob("*.py"))})
+    files = [p for p in files_in(here) if p.suffix in (".py", ".yaml", ".txt")]
+    return digest_tree({p.relative_to(here).as_posix(): digest_file(p) for p in files})

@@ -197,7 +197,8 @@ def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
             out.drop(n, view[n], reason, "", evidence)
         out.facts["clusters"] = _clusters([d for _, d in drops.values()], view)
 
-    return Stage("near_dedup", settings.model_dump(), run)
+    embedder = encoder(settings.semantic.embedder).digest if settings.semantic is not None else None
+    return Stage("near_dedup", [settings.model_dump(), embedder], run)
 
 
 def _clusters(duplicates: Sequence[dedup.Duplicate], view: View) -> dict[str, Any]:
@@ -302,7 +303,7 @@ def diverse(settings: Diversity, encoder: Callable[[str], Any], scores: Callable
             out.drop(n, view[n], "too_similar", "", evidence)
         out.facts |= {"max_similarity": settings.max_similarity, "dropped": len(found.dropped)}
 
-    return Stage("diversity", settings.model_dump(), run)
+    return Stage("diversity", [settings.model_dump(), encoder(settings.embedder).digest], run)
 
 
 # ---------------------------------------------------------------------------------------------- form and mix
