@@ -191,7 +191,7 @@ def _named(example: Mapping[str, Any]) -> str:
 
 @cache
 def code_digest() -> str:
-    """Digest of this room's source, templates and word lists: finished stages are taken up only by the code that made them."""
+    """Digest of this room's source, templates and word lists: finished stages serve only the code that made them."""
     here = Path(__file__).parent
     files = [p for p in files_in(here) if p.suffix in (".py", ".yaml", ".txt")]
     return digest_tree({p.relative_to(here).as_posix(): digest_file(p) for p in files})
