@@ -22,7 +22,7 @@ peer() { # name, then what to install; PyTorch comes first, without CUDA where t
   echo "$name: installed"
 }
 
-peer trl torch trl
+peer trl torch trl==1.16.0 peft==0.21.2
 peer mergekit torch mergekit
 peer lm-eval torch "lm-eval[hf]"
 peer inspect inspect-ai

@@ -243,12 +243,66 @@ def curation_scale(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def speed(value: float) -> str:
+    """Three figures, or whole numbers from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def training(data: dict[str, Any]) -> list[str]:
+    """A trainer against TRL as it comes and at its best: rates, memory, configurations tried, checks."""
+    title = {"sft": "Supervised fine-tuning", "dpo": "Preference optimisation"}[data["name"]]
+    rows, settings, unit = data["rows"], data["settings"], data["unit"]
+    size = settings.get("batch_rows") or settings["batch_pairs"]
+    key = "rate" if data["name"] == "sft" else "rate_with_reference"
+    lines = [
+        f"## {title}: `aloe.train` against TRL {data['peer_version']}",
+        "",
+        f"Machine: {place(data['machine'])}. Command: `python benchmarks/{data['name']}.py`. SmolLM2-135M, "
+        f"{rows['count']} real rows of {rows['shortest']:.0f} to {rows['longest']:.0f} tokens (median "
+        f"{rows['median']:.0f}, {rows['trained_share']:.0%} trained), {size} in a step, {settings['precision']}. "
+        f"Rounds a side: {data['rounds']}; the first {data['warm_up_steps_left_out']} steps aren't counted.",
+        "",
+        f"| side | {unit} | ours / side | peak memory | ours / side |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    ratios = {"ours": ("", ""), "default": (data["ratio"], data["memory_ratio"])}
+    ratios["best"] = (data["ratio_best"], data["memory_ratio_best"])
+    names = {"ours": "ours", "default": "TRL, default", "best": f"TRL, best: {data['best']}"}
+    lines += [
+        f"| {names[s]} | {speed(data['sides'][s][key])} | {rate} | {data['sides'][s]['peak_gb']:.2f} GB | {memory} |"
+        for s, (rate, memory) in ratios.items()
+    ]
+    spread, spread_best = data["spread"], data["spread_best"]
+    lines += ["", f"Range over rounds: {spread[0]} to {spread[1]}, best {spread_best[0]} to {spread_best[1]}."]
+    if data["name"] == "dpo":
+        found = ", ".join(f"{names[s]} {speed(f['rate'])}" for s, f in data["sides"].items())
+        lines[-1] += (
+            " The reference's log-probabilities are counted for one pass over the pairs; in the steps alone, pairs/s: "
+            f"{found}. Rejected answers: {data['rejected']}."
+        )
+    differences = ", ".join(f"{k} {v['largest_difference']:.1e}" for k, v in data["checks"].items())
+    lines += ["", f"Losses of the same batch before and after a step differ by at most: {differences}."]
+    if data["grid"]:
+        lines += [
+            "",
+            f"| TRL's configurations, a few steps each | {unit} | peak memory | our loss |",
+            "|---|---:|---:|---|",
+        ]
+        for name, tried in data["grid"].items():
+            if "error" in tried:
+                lines.append(f"| {name} | fails: {tried['error'][:80].replace('|', '/')} | | |")
+            else:
+                same = "yes" if tried["same_loss"] else f"no: {tried['losses'][0]:.3f}"
+                lines.append(f"| {name} | {speed(tried['rate'])} | {tried['peak_gb']:.2f} GB | {same} |")
+    return lines
+
+
 STAGES = (
     "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate", "quality", "diversity", "template", "mix",
 )  # fmt: skip
 RENDERERS = {
     "demo": demo, "judge_calibration": judge, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
-    "quality": quality, "curation_scale": curation_scale,
+    "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
 }  # fmt: skip
 
 

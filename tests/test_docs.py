@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from aloe.cli import app
-from aloe.contract import Ref, Step
+from aloe.contract import Hardware, Ref, Step
 from aloe.evaluate.judge import RuleJudge
 from aloe.generate.server_spec import ServerSpec
 from aloe.licence import LICENCES
@@ -126,7 +126,10 @@ def code(cell: str) -> str:
 
 
 CLASSES = [(verb, cls) for verb, step in VERBS.items() for cls in models_in(step)]
-HEADS = [*((DOCS / "recipe.md", cls) for cls in (Head, EngineSettings, Launch)), (DOCS / "servers.md", ServerSpec)]
+HEADS = [
+    *((DOCS / "recipe.md", cls) for cls in (Head, EngineSettings, Launch, Hardware)),
+    (DOCS / "servers.md", ServerSpec),
+]
 TABLES = [*((PAGES[verb], cls) for verb, cls in CLASSES), *HEADS]
 
 

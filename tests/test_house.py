@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe_file": set(),
     "steps": {"*"},
     "cli": {"*"},
+    "worker": {"*"},
     "__main__": {"*"},
 }
 # One line each for a direction that a table of rooms can't express, with its reason.

@@ -116,6 +116,14 @@ def verify(artifact: Path) -> None:
 
 
 @app.command()
+def join(root: Path) -> None:
+    """Take part in the training steps of a run that another node leads below OUT/FAMILY."""
+    from aloe.run.torchrun import join as take_part
+
+    print(f"{take_part(root)} steps joined", file=sys.stderr)
+
+
+@app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="Ask this recipe's servers, too, whether they answer.")] = None,
 ) -> None:

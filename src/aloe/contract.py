@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["questions", "dialogues", "preferences", "attacks", "model", "scores", "red_team", "release"]
 
@@ -48,6 +48,21 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Hardware(Params):
+    """How training uses the machine it runs on. None of it changes a result beyond rounding, so none of it counts for
+    freshness."""
+
+    attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"  # backend that keeps packed rows apart
+    row_tokens: int | None = Field(default=None, ge=64)  # of a packed row; none: by the device
+    recompute: Literal["auto", "always", "never"] = "auto"  # layers in the backward pass, rather than keep them
+    compile: bool = False  # layers by torch.compile
+    memory: Literal["refuse", "warn"] = "refuse"  # when the memory plan doesn't fit
+    checkpoint_minutes: float = Field(default=15, gt=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)  # instead of by time
+    keep_checkpoints: int = Field(default=2, ge=1)
+    track: Literal["trackio"] | None = None  # metrics.jsonl is written in any case
+
+
 class Step(BaseModel):
     """Base of every verb. Subclasses set `verb`, `version` and `makes`, declare typed parameters and `run`."""
 
@@ -57,6 +72,7 @@ class Step(BaseModel):
     makes: ClassVar[Kind]
     # Which of the recipe's own fields the output depends on; they enter the fingerprint beside the parameters.
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed",)
+    parallel: ClassVar[bool] = False  # whether several processes may share it, as `launch` says
 
     @classmethod
     def needs_weights(cls) -> bool:
@@ -84,6 +100,7 @@ class Context(Protocol):
     licence: str
     recipe_text: str  # this step and all it depends on, as YAML with every default
     cache: Path  # request ledgers and reference caches: content-addressed, never part of an artifact
+    hardware: Hardware
 
     def path(self, ref: str) -> Path:
         """Folder (artifact, model) or file (rows) behind a `Ref` value. Verified before it is returned."""
@@ -116,6 +133,10 @@ class Context(Protocol):
 
     def ledger(self, stage: str, *, rows_in: int, kept: int, dropped: dict[str, int]) -> None:
         """Record a stage's row counts; they must add up, and no row may vanish."""
+        ...
+
+    def done_with(self, folder: Path) -> None:
+        """Have a folder (under `cache`) removed once the artifact is complete, and not before."""
         ...
 
     def progress(self, label: str, total: int, unit: str) -> AbstractContextManager[Progress]: ...

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aloe.contract import Ref, Step, references
+from aloe.contract import Hardware, Ref, Step, references
 from aloe.errors import AloeError
 from aloe.generate.server_spec import ServerSpec, direct, is_direct
 from aloe.licence import LICENCES, known
@@ -34,10 +34,22 @@ class EngineSettings(BaseModel):
 
 
 class Launch(BaseModel):
-    """Where steps run: `here` in this process, `process` in a fresh Python process each (memory is given back)."""
+    """Where steps run: `here` in this process, `process` in a fresh Python process each (memory is given back); and
+    how many processes share a training step (`processes` on each of `nodes`). None of it enters a fingerprint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     via: Literal["here", "process"] = "here"
+    processes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1)
+    strategy: Literal["ddp", "fsdp2", "zero3"] = "fsdp2"
+    rendezvous: str | None = Field(default=None, pattern=r"^\S+:\d+$")  # host:port of one of the nodes
+
+    @model_validator(mode="after")
+    def _nodes_meet(self) -> Launch:
+        if self.nodes > 1 and (self.rendezvous is None or self.via == "process"):
+            fix = "add rendezvous: host:port (an address of one node that all of them can reach) and leave out via"
+            raise AloeError("several nodes need a rendezvous, and via: here", where="recipe.launch.nodes", fix=fix)
+        return self
 
 
 class Head(BaseModel):
@@ -49,6 +61,7 @@ class Head(BaseModel):
     licence: str
     engine: EngineSettings = EngineSettings()
     launch: Launch = Launch()
+    hardware: Hardware = Hardware()
     servers: dict[str, ServerSpec] = Field(default_factory=dict)
 
 

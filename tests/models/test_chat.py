@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -89,12 +90,76 @@ def test_a_template_that_rewrites_contents_is_refused(tiny_tokenizer: Any) -> No
         )
 
 
-def test_a_trimming_template_is_exact_on_trimmed_text_and_refuses_the_rest(tiny_tokenizer: Any) -> None:
-    source = tiny_tokenizer.chat_template.replace("message['content']", "message['content'] | trim")
+@pytest.mark.parametrize("how", ["| trim", ".lstrip()", ".rstrip('\n')"])
+def test_a_trimming_template_is_exact_as_it_trims(tiny_tokenizer: Any, how: str) -> None:
+    """Prompts, completions and dialogues hold what the template prints for the text as it was given."""
+    source = tiny_tokenizer.chat_template.replace("message['content']", f"(message['content'] {how})")
+    template, plain = ChatTemplate(changed(tiny_tokenizer, source)), ChatTemplate(tiny_tokenizer)
+    cut = {"| trim": str.strip, ".lstrip()": str.lstrip, ".rstrip('\n')": lambda t: t.rstrip("\n")}[how]
+    for user, answer in [(" abc", "def\n"), ("\n\n", " x "), ("a \n b", "\t\n c \u2028\n")]:
+        given = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+        bare = [{"role": "user", "content": cut(user)}, {"role": "assistant", "content": cut(answer)}]
+        assert template.render(given) == plain.render(bare)
+        assert template.prompt_ids(given[:1], answer) == plain.prompt_ids(bare[:1], (cut(answer + "x"))[:-1])
+        assert template.completion_ids(answer) == plain.completion_ids(cut(answer))
+
+
+def test_a_date_is_pinned_and_dice_are_refused(tiny_tokenizer: Any) -> None:
+    dated = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + tiny_tokenizer.chat_template
+    template = ChatTemplate(changed(tiny_tokenizer, dated))
+    assert template.pinned_date == "2024-07-26"
+    asked = template.prompt_ids([{"role": "user", "content": "Fever?"}])
+    assert tiny_tokenizer.decode(asked).startswith("Today: 26 Jul 2024\n<|im_start|>user\n")
+    assert ChatTemplate(tiny_tokenizer).pinned_date is None
+    with pytest.raises(AloeError, match="can't be pinned"):
+        ChatTemplate(changed(tiny_tokenizer, dated.replace("'%d %b %Y'", "'%d ' ~ '%b'")))
+    with pytest.raises(AloeError, match=r"draws at random \(random\)"):
+        ChatTemplate(changed(tiny_tokenizer, "{{ ['Hi', 'Ho'] | random }}" + tiny_tokenizer.chat_template))
+
+
+def test_a_message_printed_out_of_order_or_twice_or_never(tiny_tokenizer: Any) -> None:
+    end = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    last = (
+        "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}" + end
+    )
+    template = ChatTemplate(changed(tiny_tokenizer, last))
+    talk = [{"role": r, "content": f"{r}{i}"} for i, r in enumerate(("system", "user", "assistant", "user"))]
+    assert tiny_tokenizer.decode(template.prompt_ids(talk)) == (
+        "<|im_start|>user\nuser1<|im_end|>\n<|im_start|>assistant\nassistant2<|im_end|>\n"
+        "<|im_start|>user\nsystem0\n\nuser3<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with pytest.raises(AloeError, match="twice"):
+        ChatTemplate(changed(tiny_tokenizer, last.replace("m.content", "m.content + m.content")))
+    never = ChatTemplate(changed(tiny_tokenizer, last.replace("{{ messages[0].content + '\n\n' }}", "")))
+    with pytest.raises(AloeError, match="leaves out a 'system' message\n  fix: put its text into the first user"):
+        never.render(talk[:3])
+
+
+def test_an_answer_asked_for_otherwise_than_it_is_written_is_refused_for_training(tiny_tokenizer: Any) -> None:
+    """The prompt of reasoning models that opens a block no dialogue shows."""
+    source = tiny_tokenizer.chat_template.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
     template = ChatTemplate(changed(tiny_tokenizer, source))
-    template.render([{"role": "user", "content": "abc"}, {"role": "assistant", "content": "def"}])
-    with pytest.raises(AloeError, match="strip white space"):
-        template.render([{"role": "user", "content": " abc"}, {"role": "assistant", "content": "def"}])
+    asked = [{"role": "user", "content": "Fever?"}]
+    assert tiny_tokenizer.decode(template.prompt_ids(asked)).endswith("<think>\n")
+    for train in (
+        lambda: template.completion_ids("Rest."),
+        lambda: template.render([*asked, {"role": "assistant", "content": "Rest."}]),
+    ):
+        with pytest.raises(AloeError, match="follow another prompt"):
+            train()
+
+
+def test_half_a_character_is_an_error_of_the_row(tiny_tokenizer: Any) -> None:
+    with pytest.raises(AloeError, match=r"lone surrogate.*'a\\ud83d'"):
+        ChatTemplate(tiny_tokenizer).completion_ids("a\ud83d")
+
+
+def test_templates_go_to_worker_processes(tiny_tokenizer: Any) -> None:
+    template = ChatTemplate(tiny_tokenizer)
+    other = pickle.loads(pickle.dumps(template))
+    assert (other.digest, other.completion_ids("Hm")) == (template.digest, template.completion_ids("Hm"))
 
 
 def test_a_turn_without_an_end_token_is_refused(tiny_tokenizer: Any) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from aloe.contract import Hardware
+from aloe.digests import digest_file, digest_tree, files_in
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -38,6 +41,8 @@ class FakeContext:
     def __init__(self, out: Path, cache: Path, seed: int = 7) -> None:
         out.mkdir(parents=True)
         self.out, self.cache, self.seed = out, cache, seed
+        self.hardware = Hardware()
+        self.removable: list[Path] = []
         self.logs: list[str] = []
         self.ledgers: list[dict[str, Any]] = []
         self.tokens: dict[str, int] = {}
@@ -49,6 +54,15 @@ class FakeContext:
 
     def path(self, ref: str) -> Path:
         return Path(ref)
+
+    def digest(self, ref: str) -> str:
+        path = Path(ref)
+        if path.is_file():
+            return digest_file(path)
+        return digest_tree({str(p.relative_to(path)): digest_file(p) for p in files_in(path)})
+
+    def done_with(self, folder: Path) -> None:
+        self.removable.append(folder)
 
     def log(self, message: str) -> None:
         self.logs.append(message)

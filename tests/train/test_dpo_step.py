@@ -7,19 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from aloe.contract import references
 from aloe.errors import AloeError
 from aloe.models.load import load
-from aloe.models.packed import Tree
 from aloe.models.sources import digest_model
 from aloe.rows import write_jsonl
-from aloe.train.dpo import Dpo, PairLoss
-from aloe.train.losses import sigmoid
-from aloe.train.packing import Example
+from aloe.train.dpo import Dpo
+from aloe.train.lora import Lora
 
 
 @pytest.fixture
@@ -107,48 +103,40 @@ def test_the_nll_term_holds_the_chosen_answers_up(step: Dpo, make_context: Any) 
     assert held > plain
 
 
-def pair_loss(log: list[str]) -> PairLoss:
-    pairs = [Example(str(i), Tree([1], [[2] * (i + 1), [3]]), [False] + [True] * (i + 2)) for i in range(4)]
-    reference = np.zeros((4, 2))
-    return PairLoss(pairs, reference, lambda r, _: sigmoid(r, 0.1), 0.1, log.append)
+def test_chunks_restart_schedule_and_optimiser_and_may_move_the_reference(step: Dpo, make_context: Any) -> None:
+    chunked = step.model_copy(update={"chunks": 3, "epochs": 3, "warmup_steps": 0})
+    fixed, moving = make_context("fixed"), make_context("moving")
+    summary = chunked.run(fixed)
+    assert summary["chunks"] == [2, 2, 2]
+    rates = [json.loads(line)["lr"] for line in (fixed.out / "metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([3e-4, 1.5e-4] * 3)
+    moved = chunked.model_copy(update={"chunk_reference": "chunk"}).run(moving)
+    metrics = [json.loads(line) for line in (moving.out / "metrics.jsonl").read_text().splitlines()]
+    assert [metrics[i]["loss"] for i in (0, 2, 4)] == pytest.approx([math.log(2)] * 3, abs=1e-5)
+    assert moved["first_loss"] == summary["first_loss"]
+    with pytest.raises(AloeError, match="a reference is named too"):
+        chunked.model_copy(update={"chunk_reference": "chunk", "reference": step.model}).run(make_context("both"))
 
 
-class Row:
-    """Two pairs, four answers, with one scored token each."""
-
-    members = [0, 3]  # noqa: RUF012
-    sequence = np.arange(4)
-    sequences = 4
-
-
-def test_health_figures_by_hand() -> None:
-    objective = pair_loss([])
-    loss = objective.loss(Row(), torch.tensor([2.0, 1.0, -4.0, 1.0]))  # type: ignore[arg-type]
-    assert float(loss) == pytest.approx(math.log(1 + math.exp(-0.1)) + math.log(1 + math.exp(0.5)), abs=1e-6)
-    figures = objective.figures()
-    assert figures == pytest.approx(
-        {
-            "reward_chosen": -0.1,
-            "reward_rejected": 0.1,
-            "margin": -0.2,
-            "accuracy": 0.5,
-            "chosen_logp": 0.5,
-            "chosen_drift": 0.5,
-        }
-    )
-    lengths = objective.lengths()
-    assert (lengths["chosen_tokens"], lengths["rejected_tokens"], lengths["chosen_longer"]) == (2.5, 1.0, 0.75)
-    assert lengths["margin_length_correlation"] is None  # two pairs show nothing
+def test_lora_is_referenced_to_its_own_base(step: Dpo, make_context: Any) -> None:
+    ctx = make_context()
+    summary = step.model_copy(update={"lora": Lora(rank=4), "lr": 3e-3}).run(ctx)
+    assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert summary["last_loss"] < summary["first_loss"]
+    assert (ctx.out / "adapter" / "adapter_model.safetensors").exists()
+    assert load(ctx.out).model.state_dict().keys() == load(Path(step.model)).model.state_dict().keys()
 
 
-def test_falling_chosen_answers_are_said_once() -> None:
-    log: list[str] = []
-    objective = pair_loss(log)
-    for step in range(6):
-        objective.loss(Row(), torch.tensor([0.1 - 0.1 * step, -9.0, 0.1 - 0.1 * step, -9.0]))  # type: ignore[arg-type]
-        objective.figures()
-    assert len(log) == len(objective.warnings) == 1
-    assert "chosen answers have lost" in log[0]
+def test_held_out_pairs_are_measured_and_never_trained_on(step: Dpo, make_context: Any) -> None:
+    ctx = make_context()
+    summary = step.model_copy(update={"hold_out": 0.3, "samples": 1, "sample_tokens": 4, "evaluate_every": 2}).run(ctx)
+    assert summary["held_out"] + summary["rows"] == 10
+    evals = [json.loads(line) for line in (ctx.out / "evals.jsonl").read_text().splitlines()]
+    assert evals[0]["step"] == 0
+    assert evals[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert evals[-1]["margin"] > 0
+    samples = [json.loads(line) for line in (ctx.out / "samples.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in samples] == [e["step"] for e in evals]
 
 
 def test_references_and_refusals(make_context: Any) -> None:

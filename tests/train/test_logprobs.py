@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ def test_packed_rows_equal_separate_rows(model: Any, multiple: int) -> None:
 
 
 def test_packed_tokens_equal_separate_tokens_to_1e_5(model: Any) -> None:
-    assert prove_exact(model, examples(), where="tiny") < 1e-5
-    assert prove_exact(model, examples()[4:], where="tiny") < 1e-5
+    plain = partial(row_logprobs, model)
+    assert prove_exact(plain, model, examples(), where="tiny") < 1e-5
+    assert prove_exact(plain, model, examples()[4:], where="tiny") < 1e-5
 
 
 def test_an_attention_backend_that_ignores_the_mask_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +126,7 @@ def test_an_attention_backend_that_ignores_the_mask_is_refused(model: Any, monke
     forward = base.forward
     monkeypatch.setattr(base, "forward", lambda **kw: forward(**{**kw, "attention_mask": None}))
     with pytest.raises(AloeError, match="keep packed rows apart"):
-        prove_exact(model, examples()[4:], where="tiny")
+        prove_exact(partial(row_logprobs, model), model, examples()[4:], where="tiny")
 
 
 def test_a_head_that_scales_its_logits_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +134,30 @@ def test_a_head_that_scales_its_logits_is_refused(model: Any, monkeypatch: pytes
     forward = head.forward
     monkeypatch.setattr(head, "forward", lambda states: forward(states) * 0.5)
     with pytest.raises(AloeError, match="scales, caps or shifts"):
-        prove_exact(model, examples(), where="tiny")
+        prove_exact(partial(row_logprobs, model), model, examples(), where="tiny")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_gradients_made_in_the_forward_pass_are_those_made_later(dtype: torch.dtype, chunk: int) -> None:
+    found = []
+    for even in (True, False):
+        states, weight, targets = tensors(23)
+        logp = token_logprobs(states, weight, targets, dtype, chunk, even=even)
+        (logp.sum() * -0.37).backward()
+        found.append((logp.detach(), states.grad, weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6 if dtype == torch.float32 else 5e-3, rtol=1e-2)
+
+
+def test_even_gradients_that_are_not_even_are_refused() -> None:
+    states, weight, targets = tensors(5)
+    with pytest.raises(RuntimeError, match="differ"):
+        (token_logprobs(states, weight, targets, even=True) * torch.arange(5)).sum().backward()
+
+
+def test_even_gradients_of_an_all_masked_row_are_zero() -> None:
+    states, weight, targets = tensors(0)
+    token_logprobs(states, weight, targets, even=True).sum().backward()
+    assert weight.grad is not None
+    assert float(weight.grad.abs().max()) == 0.0

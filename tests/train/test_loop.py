@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,16 @@ import torch
 from aloe.errors import AloeError
 from aloe.models.load import load
 from aloe.models.packed import Tree
-from aloe.train import loop
-from aloe.train.dpo import PairLoss
-from aloe.train.loop import Settings, adamw, backward, train
+from aloe.train.loop import Loop, Outcome, Settings, backward
 from aloe.train.losses import sigmoid
+from aloe.train.objectives import PairLoss, TokenLoss
+from aloe.train.optim import adamw
 from aloe.train.packing import Example, pack
+from aloe.train.parallel import Team
+from aloe.train.policy import Policy, prepare
 from aloe.train.reference import pair_logprobs
-from aloe.train.sft import TokenLoss
 
-SETTINGS = Settings(
-    epochs=2,
-    batch=8,
-    lr=1e-3,
-    schedule="cosine",
-    warmup_steps=1,
-    weight_decay=0.1,
-    betas=(0.9, 0.999),
-    clip=1.0,
-    precision="float32",
-    width=400,
-)
+SETTINGS = Settings(batch=8, lr=1e-3, schedule="cosine", warmup_steps=1, clip=1.0, width=400)
 
 
 def ids(count: int, seed: int) -> list[int]:
@@ -59,7 +50,22 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 
 
 def pair_loss(model: Any) -> PairLoss:
     reference = pair_logprobs(model, PAIRS, precision="float32", width=64) + 0.5
-    return PairLoss(PAIRS, reference, lambda r, _: sigmoid(r, 0.1), 0.1, lambda _: None)
+    return PairLoss(reference, lambda r, _: sigmoid(r, 0.1), 0.1, lambda _: None)
+
+
+def train(
+    ctx: Any, model: Any, rows: list[Example], objective: Any, settings: Settings = SETTINGS, passes: int = 2
+) -> Outcome:
+    policy = Policy(model, even=isinstance(objective, TokenLoss))
+    prepare(model)
+    optimizer = adamw(model.named_parameters(), lr=settings.lr, weight_decay=0.1, betas=(0.9, 0.999))
+    order = [i for _ in range(passes) for i in range(len(rows))]
+    return Loop(ctx, "rows", policy, optimizer, rows, order, objective, settings).run()
+
+
+def gradient_of(model: Any, rows: list[Example], packed: Any, objective: Any) -> float:
+    policy = Policy(model, even=isinstance(objective, TokenLoss))
+    return backward(Team(), policy, rows, packed, objective.weigh(rows), objective).loss
 
 
 def test_sft_gradient_is_that_of_the_mean_token_loss_on_separate_rows(tiny_model_folder: Path) -> None:
@@ -72,7 +78,7 @@ def test_sft_gradient_is_that_of_the_mean_token_loss_on_separate_rows(tiny_model
     expected.backward()
     naive = gradients(model)
     rows = pack(DIALOGUES, range(len(DIALOGUES)), 64, 0)
-    assert backward(model, DIALOGUES, rows, TokenLoss(), "float32") == pytest.approx(expected.item(), abs=1e-6)
+    assert gradient_of(model, DIALOGUES, rows, TokenLoss()) == pytest.approx(expected.item(), abs=1e-6)
     close(gradients(model), naive)
 
 
@@ -80,7 +86,7 @@ def test_dpo_gradient_is_that_of_separate_rows(tiny_model_folder: Path) -> None:
     model = load(tiny_model_folder).model
     objective = pair_loss(model)
     total = torch.zeros((), dtype=torch.float64)
-    for pair, reference in zip(PAIRS, objective._reference, strict=True):
+    for pair, reference in zip(PAIRS, objective.reference, strict=True):
         sums = []
         for branch in pair.tree.branches:
             row = [*pair.tree.prefix, *branch]
@@ -90,7 +96,7 @@ def test_dpo_gradient_is_that_of_separate_rows(tiny_model_folder: Path) -> None:
         total = total - torch.nn.functional.logsigmoid(0.1 * delta)
     (total / len(PAIRS)).backward()
     naive = gradients(model)
-    loss = backward(model, PAIRS, pack(PAIRS, range(len(PAIRS)), 64, 0), objective, "float32")
+    loss = gradient_of(model, PAIRS, pack(PAIRS, range(len(PAIRS)), 64, 0), objective)
     assert loss == pytest.approx((total / len(PAIRS)).item(), abs=1e-6)
     close(gradients(model), naive)
 
@@ -105,11 +111,10 @@ def test_one_micro_batch_and_many_give_equal_gradients_and_weights(
         model = load(tiny_model_folder).model
         objective = TokenLoss() if kind == "sft" else pair_loss(model)
         packed = pack(rows, range(len(rows)), width, 0)
-        backward(model, rows, packed, objective, "float32")
+        gradient_of(model, rows, packed, objective)
         grads = gradients(model)
-        objective.figures()
-        settings = Settings(**{**SETTINGS.__dict__, "width": width, "lr": 1e-4})
-        train(make_context(f"{width}"), kind, model, rows, objective, settings)
+        objective.figures(lambda mine: mine)
+        train(make_context(f"{width}"), model, rows, objective, replace(SETTINGS, width=width, lr=1e-4))
         found.append((grads, dict(model.named_parameters()), len(packed)))
     assert found[0][2] == 1
     assert found[1][2] >= 4
@@ -117,27 +122,27 @@ def test_one_micro_batch_and_many_give_equal_gradients_and_weights(
     close(found[0][1], found[1][1])
 
 
-def test_recomputing_layers_changes_no_gradient(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_all_masked_share_of_a_batch_changes_nothing(tiny_model_folder: Path) -> None:
+    """A filler row, as a process gets that would have one fewer: no gradient, no figure."""
     model = load(tiny_model_folder).model
-    loop.prepare(model)
     rows = pack(DIALOGUES, range(len(DIALOGUES)), 64, 0)
-    backward(model, DIALOGUES, rows, TokenLoss(), "bf16_autocast")
-    kept = gradients(model)
-    forwards = []
-    model.base_model.layers[0].input_layernorm.register_forward_hook(lambda *_: forwards.append(1))
-    monkeypatch.setattr(loop, "CPU_ACTIVATIONS", 0)
-    backward(model, DIALOGUES, rows, TokenLoss(), "bf16_autocast")
-    assert len(forwards) == 2 * len(rows)
-    for name, grad in gradients(model).items():
-        assert torch.equal(grad, kept[name]), name
+    gradient_of(model, DIALOGUES, rows, TokenLoss())
+    plain = gradients(model)
+
+    class Filled(Team):
+        def share(self, rows: Any) -> Any:
+            return [*super().share(rows), (rows[0], 0.0)]
+
+    objective = TokenLoss()
+    backward(Filled(), Policy(model, even=True), DIALOGUES, rows, objective.weigh(DIALOGUES), objective)
+    close(gradients(model), plain, atol=0)
 
 
 def test_two_runs_write_the_same_curve_and_weights(tiny_model_folder: Path, make_context: Any) -> None:
     runs = []
     for name in ("a", "b"):
         model, ctx = load(tiny_model_folder).model, make_context(name)
-        settings = Settings(**{**SETTINGS.__dict__, "precision": "bf16_autocast", "width": 50})
-        outcome = train(ctx, "sft", model, DIALOGUES, TokenLoss(), settings)
+        outcome = train(ctx, model, DIALOGUES, TokenLoss(), replace(SETTINGS, width=50))
         runs.append((model.state_dict(), (ctx.out / "metrics.jsonl").read_bytes(), outcome, ctx))
     assert runs[0][1] == runs[1][1]
     assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
@@ -147,20 +152,21 @@ def test_two_runs_write_the_same_curve_and_weights(tiny_model_folder: Path, make
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     trained = 2 * sum(e.trained for e in DIALOGUES)
     assert runs[0][3].tokens == {"trained": trained, "processed": 2 * sum(e.tokens for e in DIALOGUES)}
-    timing = (runs[0][3].out / "logs" / "timing.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["tokens_s"] > 0 for line in timing)
+    for line in (runs[0][3].out / "logs" / "timing.jsonl").read_text().splitlines():
+        timing = json.loads(line)
+        parts = sum(timing[name] for name in ("data_s", "forward_s", "backward_s", "optimizer_s"))
+        assert parts == pytest.approx(timing["seconds"])
 
 
 class Poisoned(TokenLoss):
-    def loss(self, row: Any, logprobs: torch.Tensor) -> torch.Tensor:
+    def loss(self, row: Any, logprobs: torch.Tensor, counted: bool = True) -> torch.Tensor:
         return super().loss(row, logprobs) * (float("nan") if 3 in row.members else 1.0)
 
 
 def test_a_nan_loss_names_step_and_rows(tiny_model_folder: Path, make_context: Any) -> None:
     model = load(tiny_model_folder).model
-    settings = Settings(**{**SETTINGS.__dict__, "width": 12})
     with pytest.raises(AloeError, match=r"step \d: the loss is nan on the rows d/9\n.*fix: look at those rows"):
-        train(make_context(), "sft", model, DIALOGUES, Poisoned(), settings)
+        train(make_context(), model, DIALOGUES, Poisoned(), replace(SETTINGS, width=12))
 
 
 def test_an_infinite_gradient_stops_before_the_update(tiny_model_folder: Path, make_context: Any) -> None:
@@ -168,16 +174,15 @@ def test_an_infinite_gradient_stops_before_the_update(tiny_model_folder: Path, m
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.base_model.norm.weight.register_hook(lambda g: g * float("inf"))
     with pytest.raises(AloeError, match=r"the gradient is (nan|inf)"):
-        train(make_context(), "sft", model, DIALOGUES, TokenLoss(), SETTINGS)
+        train(make_context(), model, DIALOGUES, TokenLoss())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_decay_is_for_matrices_only(tiny_model_folder: Path) -> None:
+def test_a_rate_that_diverges_without_nan_is_stopped(tiny_model_folder: Path, make_context: Any) -> None:
     model = load(tiny_model_folder).model
-    matrices, vectors = adamw(model, SETTINGS).param_groups
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
-    assert all(p.ndim == 1 for p in vectors["params"])
-    assert len(matrices["params"]) + len(vectors["params"]) == len(list(model.parameters()))
+    settings = replace(SETTINGS, lr=30.0, schedule="constant", batch=16, clip=1e9)
+    with pytest.raises(AloeError, match=r"diverged: the loss was .* fix: lower lr|the (loss|gradient) is"):
+        train(make_context(), model, DIALOGUES, TokenLoss(model.config.vocab_size), settings, passes=30)
 
 
 def test_no_dropout_while_training(tiny_model_folder: Path) -> None:
@@ -185,7 +190,7 @@ def test_no_dropout_while_training(tiny_model_folder: Path) -> None:
     for layer in model.base_model.layers:
         layer.self_attn.attention_dropout = 0.5
     model.add_module("extra", torch.nn.Dropout(0.5))
-    loop.prepare(model)
+    prepare(model)
     assert model.training
     assert model.extra.p == 0.0
     assert all(layer.self_attn.attention_dropout == 0.0 for layer in model.base_model.layers)
@@ -193,6 +198,5 @@ def test_no_dropout_while_training(tiny_model_folder: Path) -> None:
 
 def test_warmup_longer_than_the_run_is_said(tiny_model_folder: Path, make_context: Any) -> None:
     ctx = make_context()
-    settings = Settings(**{**SETTINGS.__dict__, "warmup_steps": 100, "epochs": 0.5})
-    train(ctx, "sft", load(tiny_model_folder).model, DIALOGUES, TokenLoss(), settings)
+    train(ctx, load(tiny_model_folder).model, DIALOGUES, TokenLoss(), replace(SETTINGS, warmup_steps=100), passes=1)
     assert "never reaches" in ctx.logs[0]

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
+from aloe.errors import AloeError
+from aloe.models.load import load
 from aloe.models.packed import Tree
 from aloe.train import reference
-from aloe.train.packing import Example
-from aloe.train.reference import Floats, cached_logprobs, shard_key
+from aloe.train.logprobs import row_logprobs
+from aloe.train.packing import Example, PackedRow
+from aloe.train.parallel import deal
+from aloe.train.reference import Floats, cached_logprobs, pair_logprobs, shard_key
 
 
 def pairs(count: int) -> list[Example]:
@@ -90,3 +102,145 @@ def test_a_file_that_does_not_fit_is_computed_again(tmp_path: Path, damage: str)
     assert "again" in model.logged[-1]
     assert np.array_equal(again, values)
     assert Counting().run(tmp_path, pairs(4))[1] == 4  # and the good one is kept
+
+
+def test_half_written_files_of_killed_runs_are_cleared_away(tmp_path: Path) -> None:
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    old, young = folder / "a.partial", folder / "b.partial"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * reference.STALE,) * 2)
+    Counting().run(tmp_path, pairs(4))
+    assert not old.exists()
+    assert young.exists()  # another run may be writing it
+
+
+def test_a_diverged_reference_is_named_and_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(AloeError, match=r"2 pairs, p0, p3\n.*diverged"):
+        cached_logprobs(
+            tmp_path,
+            "w",
+            pairs(4),
+            "float32",
+            lambda shard, advance: np.array([[np.nan, 0], [1, 1], [1, 1], [1, -np.inf]]),
+            advance=lambda done: None,
+            log=print,
+        )
+    assert not list((tmp_path / "reference").iterdir())
+
+
+# -- several processes, and a real model ----------------------------------------------------------------------------
+
+
+def real_pairs(count: int) -> list[Example]:
+    draw = np.random.default_rng(2)
+    made = []
+    for i in range(count):
+        prompt, chosen, rejected = (draw.integers(3, 380, draw.integers(2, 15)).tolist() for _ in range(3))
+        flags = [False] * len(prompt) + [True] * (len(chosen) + len(rejected))
+        made.append(Example(f"r{i}", Tree(prompt, [chosen, rejected]), flags))
+    return made
+
+
+class Threads:
+    """A rank of several, each a thread, with the dealing of the real team."""
+
+    def __init__(self, rank: int, world: int, meeting: threading.Barrier, board: list[Any]) -> None:
+        self.rank, self.world, self._meeting, self._board = rank, world, meeting, board
+
+    def share(self, rows: Sequence[PackedRow]) -> list[tuple[PackedRow, float]]:
+        return [(rows[i], factor) for i, factor in deal([len(r.layout.ids) for r in rows], self.world)[self.rank]]
+
+    def gather(self, values: Any) -> Any:
+        return np.concatenate(self._swap(values))
+
+    def broadcast(self, value: Any) -> Any:
+        return self._swap(value)[0]
+
+    def _swap(self, value: Any) -> list[Any]:
+        self._board[self.rank] = value
+        self._meeting.wait(30)
+        found = list(self._board)
+        self._meeting.wait(30)
+        return found
+
+
+class Counted:
+    """A policy that counts its passes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.passes = model, 0
+
+    def __call__(self, row: PackedRow) -> torch.Tensor:
+        self.passes += 1
+        return row_logprobs(self.model, row)
+
+
+def together(world: int, model: Any, rows: Sequence[Example], cache: Path) -> list[tuple[Floats, int, int, int]]:
+    """(values, reused, passes, pairs told done) of each rank."""
+    meeting, board = threading.Barrier(world), [None] * world
+
+    def work(rank: int) -> tuple[Floats, int, int, int]:
+        team, policy, done = Threads(rank, world, meeting, board), Counted(model), []
+        compute = partial(pair_logprobs, policy, width=40, team=team)
+        found, reused = cached_logprobs(
+            cache, "w", rows, "float32", compute, advance=done.append, log=lambda text: None, team=team
+        )
+        return found, reused, policy.passes, sum(done)
+
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(work, range(world)))
+
+
+def test_values_are_those_of_separate_rows_and_a_policy_may_stand_for_the_model(tiny_model_folder: Path) -> None:
+    model, rows = load(tiny_model_folder).model, real_pairs(9)
+    found = pair_logprobs(model, rows, precision="float32", width=40)
+    for pair, (chosen, rejected) in zip(rows, found, strict=True):
+        for branch, ours in zip(pair.tree.branches, (chosen, rejected), strict=True):
+            ids = [*pair.tree.prefix, *branch]
+            with torch.no_grad():
+                logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            theirs = sum(float(logp[i - 1, ids[i]]) for i in range(len(pair.tree.prefix), len(ids)))
+            assert ours == pytest.approx(theirs, abs=1e-4)
+    assert np.array_equal(pair_logprobs(Counted(model), rows, width=40), found)
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_processes_gives_the_same_bits(tiny_model_folder: Path, tmp_path: Path, world: int) -> None:
+    """And every process makes as many passes as the others, on a cold cache, a part of one, and a full one."""
+    model, rows = load(tiny_model_folder).model, real_pairs(23)
+    (alone,) = together(1, model, rows, tmp_path / "alone")
+    cold = together(world, model, rows, tmp_path / "cache")
+    files = sorted((tmp_path / "cache" / "reference").iterdir())
+    assert len(files) == 6
+    for path in (files[1], files[4]):
+        path.unlink()
+    part = together(world, model, rows, tmp_path / "cache")
+    full = together(world, model, rows, tmp_path / "cache")
+    for runs in (cold, part, full):
+        assert len({passes for _, _, passes, _ in runs}) == 1
+        assert all(np.array_equal(values, alone[0]) for values, *_ in runs)
+        assert all(done == 23 for *_, done in runs)
+    assert [runs[0][1] for runs in (cold, full)] == [0, 23]
+    assert part[0][1] in (15, 16)
+    assert full[0][2] < part[0][2] < cold[0][2]
+    assert cold[0][2] < alone[2]
+    assert sorted((tmp_path / "cache" / "reference").iterdir()) == files
+
+
+def test_adapters_are_off_while_the_reference_is_computed(tiny_model_folder: Path) -> None:
+    model, rows = load(tiny_model_folder).model, real_pairs(3)
+    plain, inside = pair_logprobs(model, rows, width=40), []
+
+    @contextmanager
+    def off() -> Iterator[None]:
+        inside.append(True)
+        hook.remove()
+        yield
+        inside.append(False)
+
+    hook = model.base_model.norm.register_forward_hook(lambda module, args, out: out * 2)
+    assert np.array_equal(pair_logprobs(model, rows, width=40, off=off), plain)
+    assert inside == [True, False]

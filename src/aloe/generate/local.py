@@ -198,10 +198,7 @@ class LocalEngine:
         """Scores in order. Consecutive requests that open alike (the orders of one question) share that opening."""
         template = self.loaded.template
         contexts = [template.prompt_ids(r.messages, r.prefill) for r in requests]
-        ends = [list(template.end_of_turn) if r.end_turn else [] for r in requests]
-        tails = [
-            [template.content_ids(c) + end for c in r.continuations] for r, end in zip(requests, ends, strict=True)
-        ]
+        tails = [[template.continuation_ids(c, r.prefill, end=r.end_turn) for c in r.continuations] for r in requests]
         scores: dict[int, Score] = {}
         for batch in self._score_batches(contexts, tails):
             self._score_batch(batch, requests, contexts, tails, scores)

@@ -221,8 +221,8 @@ class ServerEngine:
             body = wire.chat_body(self.spec, request)
             return await exchange.ask("/chat/completions", body, lambda p: wire.read_first_token(p, request))
         context = template.prompt_ids(request.messages, request.prefill)
-        end = list(template.end_of_turn) if request.end_turn else []
-        tails = [template.content_ids(c) + end for c in request.continuations]
+        end = request.end_turn
+        tails = [template.continuation_ids(c, request.prefill, end=end) for c in request.continuations]
 
         async def of(tail: list[int]) -> tuple[float, bool]:
             ids = context + tail

@@ -172,12 +172,22 @@ class Curve:
     series: int = 0
 
 
-def curves(series: Sequence[Curve], title: str, x_label: str) -> Markup:
-    """Line chart on axes that fit the values, not from zero. A lone point is a dot, a value that isn't finite a gap."""
+def curves(
+    series: Sequence[Curve],
+    title: str,
+    x_label: str,
+    levels: Sequence[tuple[float, str]] = (),
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """Line chart on axes that fit the values, not from zero. A lone point is a dot, a value that isn't finite a gap.
+
+    `levels` are horizontal lines (value, name) that the axis is made to hold; `marks` vertical ones, where inside it.
+    """
     known = [(x, y) for s in series for x, y in s.points if math.isfinite(x) and math.isfinite(y)]
     if not known:
         return Markup("")
     xs, ys = [x for x, _ in known], [y for _, y in known]
+    ys += [y for y, _ in levels]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     left, right, top, bottom = 50.0, WIDTH - 12.0, 8.0, 158.0
@@ -193,13 +203,21 @@ def curves(series: Sequence[Curve], title: str, x_label: str) -> Markup:
         parts += [line(left, down(y), right, down(y), "grid"), text(left - 6, down(y) + 4, short(y), "tick", "end")]
     parts += [text(across(x), bottom + 15, short(x), "tick", "middle") for x in x_ticks if x_low <= x <= x_high]
     parts.append(text(right, bottom + 29, x_label, "tick", "end"))
+    for y, name in levels:
+        parts += [line(left, down(y), right, down(y), "level"), text(right, down(y) - 4, name, "tick", "end")]
+    inside = [(x, name) for x, name in marks if x_low <= x <= x_high]
+    for x, name in inside:
+        parts.append(tag("line", tag("title", f"{name} at {short(x)}"), x1=across(x), y1=top, x2=across(x), y2=bottom,
+                         class_="event"))  # fmt: skip
+        ends = "start" if across(x) + 4 + CHAR * len(name) < right else "end"
+        parts.append(text(across(x) + (-4 if ends == "end" else 4), top + 10, name, "tick", ends))
     for one in series:
         parts += _curve(one, across, down)
     height = bottom + 34
     if len(series) > 1:
         legend, height = _legend(series, left, height)
         parts += legend
-    said = "; ".join(f"{s.label}: {_ends(s)}" for s in series)
+    said = "; ".join([*(f"{s.label}: {_ends(s)}" for s in series), *(f"{name} at {short(x)}" for x, name in inside)])
     return canvas(WIDTH, height, f"{title} by {x_label}. {said}", parts)
 
 

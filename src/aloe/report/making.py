@@ -1,4 +1,4 @@
-"""How it was made: the graph of steps, training curves, rows in and out, merges, what the trainer saw.
+"""How it was made: the graph of steps, rows in and out, merges.
 
 Evidence in, plain values and charts out; nothing is drawn that no file states.
 """
@@ -6,31 +6,18 @@ Evidence in, plain values and charts out; nothing is drawn that no file states.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from aloe.report.charts import Curve, curves, ledger_bar
+from aloe.report.charts import ledger_bar
 from aloe.report.evidence import Evidence, Made, outside, parents
 from aloe.report.flow import Node, flow
 from aloe.rows import JSON_COLUMNS
 
-POINTS = 300  # of a curve; longer runs are averaged, and the caption says so
 EXAMPLES = 5  # dropped rows shown per stage
 EXCERPT = 280  # characters of a dropped row
-OPEN, CLOSE = "⟦", "⟧"  # the trainer's marks around trained tokens
-PANELS = (  # title, fields of metrics.jsonl: one chart each, where they are there
-    ("loss", ("loss",)),
-    ("reward margin", ("margin",)),
-    ("accuracy: chosen above rejected", ("accuracy",)),
-    ("rewards", ("reward_chosen", "reward_rejected")),
-    ("drift of the chosen answers, nats a token", ("chosen_drift",)),
-    ("log-probability of the chosen answers, nats a token", ("chosen_logp",)),
-    ("gradient norm before clipping", ("grad_norm",)),
-    ("learning rate", ("lr",)),
-)
 
 
 # -- graph --------------------------------------------------------------------------------------------------------
@@ -70,88 +57,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, rest = divmod(round(seconds / 60), 60)
     return f"{hours} h {rest} min"
-
-
-# -- training -----------------------------------------------------------------------------------------------------
-
-
-def training(evidence: Evidence) -> list[dict[str, Any]]:
-    """Curves of every training step with a `metrics.jsonl`, and the warnings it raised."""
-    found = []
-    for step in evidence.speaking():
-        lines = step.shelf.lines("metrics.jsonl") if step.shelf else []
-        if not lines:
-            continue
-        width = math.ceil(len(lines) / POINTS)
-        charts = []
-        for title, fields in PANELS:
-            there = [f for f in fields if any(_number(x.get(f)) for x in lines)]
-            series = [Curve(f.replace("_", " "), _averaged(lines, f, width), at) for at, f in enumerate(there)]
-            if series:
-                charts.append((title, curves(series, f"{step.name}: {title}", "step")))
-        summary = step.manifest.get("summary", {})
-        shown = ("budget", "padding_share", "first_loss", "last_loss", "warmup_steps", "reference", "length")
-        found.append(
-            {
-                "step": step.name,
-                "verb": step.verb,
-                "steps": len(lines),
-                "averaged": width,
-                "charts": charts,
-                "facts": [(k, summary[k]) for k in shown if summary.get(k) is not None],
-                "warnings": [str(w) for w in summary.get("warnings") or ()],
-            }
-        )
-    return found
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _averaged(lines: Sequence[Mapping[str, Any]], field: str, width: int) -> list[tuple[float, float]]:
-    """(step, value), each the mean of `width` consecutive steps; a group without a finite value is a gap."""
-    points = []
-    for start in range(0, len(lines), width):
-        group = lines[start : start + width]
-        values = [float(x[field]) for x in group if _number(x.get(field))]
-        at = group[0].get("step", start)
-        points.append((float(at), sum(values) / len(values) if values else math.nan))
-    return points
-
-
-def previews(evidence: Evidence) -> list[dict[str, Any]]:
-    """What the trainer saw: rows as text, cut into (text, is trained) pieces.
-
-    Pairs that a red team made hold replies judged harmful; their preview is withheld, as a report must not spread them.
-    """
-    found = []
-    for step in evidence.speaking():
-        text = step.shelf.text("preview.txt") if step.shelf else None
-        if not text:
-            continue
-        harmful = _red_team_pairs(evidence, step)
-        found.append({"step": step.name, "withheld": harmful, "pieces": [] if harmful else _pieces(text)})
-    return found
-
-
-def _red_team_pairs(evidence: Evidence, step: Made) -> list[str]:
-    """Inputs of a training step that hold, or may hold, harmful replies."""
-    sources = [evidence.steps[p] for p in parents(step.manifest) if p in evidence.steps]
-    unknown = [s.name for s in sources if not s.verb and s.manifest.get("kind") == "preferences"]
-    return [s.name for s in sources if s.verb == "red_team_pairs"] + unknown
-
-
-def _pieces(text: str) -> list[tuple[str, bool]]:
-    """Split at the trainer's marks, from the first row on; a mark inside a row's own text shifts that row's colours."""
-    pieces = []
-    for at, part in enumerate(text[max(text.find("==="), 0) :].split(OPEN)):
-        inside, sign, rest = part.partition(CLOSE)
-        if at == 0 or not sign:
-            pieces.append((part, False))
-        else:
-            pieces += [(inside, True), (rest, False)]
-    return [(words, trained) for words, trained in pieces if words]
 
 
 # -- rows ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from aloe.errors import AloeError
 from aloe.report import making, sections
 from aloe.report.curation import curations
 from aloe.report.evidence import gather
+from aloe.report.training import previews, trainings
 
 NOT_MEASURED = "not measured"
 # Control characters have no place in HTML; the marks that reverse the direction of what follows would let one row's
@@ -52,11 +53,11 @@ def build_report(folder: Path) -> str:
             scores=sections.scores(evidence, colours),
             protocols=sections.protocols(evidence),
             red_teams=sections.red_teams(evidence, colours),
-            training=making.training(evidence),
+            training=trainings(evidence),
             curations=curated,
             data_flow=[d for d in making.data_flow(evidence) if d["step"] not in told],
             merges=making.merges(evidence),
-            previews=making.previews(evidence),
+            previews=previews(evidence),
             risks=sections.risks(evidence),
             inputs=sections.inputs(evidence),
             ledger=sections.ledger(evidence),

@@ -116,11 +116,13 @@ class RunContext:
     ) -> None:
         self.out, self.cache, self.name = out, cache, name
         self.seed, self.family, self.licence = head.seed, head.family, head.licence
+        self.hardware = head.hardware
         self.recipe_text = recipe_text
         self._artifacts, self._resources = artifacts, resources
         self._pool, self._console = pool, console
         self.ledgers: list[dict[str, Any]] = []
         self.tokens: dict[str, int] = {}
+        self.removable: list[Path] = []  # folders that only serve to make this artifact
 
     # -- inputs -------------------------------------------------------------------------------------------------
 
@@ -178,6 +180,9 @@ class RunContext:
     def count_tokens(self, **tokens: int) -> None:
         for kind, count in tokens.items():
             self.tokens[kind] = self.tokens.get(kind, 0) + int(count)
+
+    def done_with(self, folder: Path) -> None:
+        self.removable.append(folder)
 
     # -- show ---------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from aloe.run.inputs import Resource
 from aloe.run.plan import StepPlan, open_resources, plan_step, settings_of
 from aloe.run.progress import Console
 from aloe.run.store import Artifact, Store
+from aloe.run.torchrun import open_to_nodes, run_on_ranks
 
 LIBRARIES = (
     "torch",
@@ -70,7 +71,7 @@ def run_recipe(
             raise AloeError(f"--redo names no step {name!r}", fix=f"steps: {', '.join(recipe.order)}")
     store = Store(Path(out) / recipe.head.family)
     resources = open_resources(recipe, names)
-    with store.lock():
+    with store.lock(), open_to_nodes(store, recipe.head.launch):
         pool = EnginePool(recipe.head.engine.precision, recipe.head.engine.max_batch, store.cache)
         runner = _Runner(recipe, store, resources, pool, console, set(redo))
         try:
@@ -151,9 +152,11 @@ class _Runner:
         )
         try:
             with Meter() as meter:
-                summary = step.run(context)
-            manifest = self._manifest(name, step, plan, context, meter, summary)
+                summary, ranks = self._run(step, context, meter)
+            manifest = self._manifest(name, step, plan, context, meter, summary) | ranks
             artifact = self.store.finish(folder, step.verb, name, manifest)
+            for done in context.removable:
+                _remove(done)
         except OSError as cause:
             if cause.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise AloeError(
@@ -173,6 +176,16 @@ class _Runner:
         peak, seconds = meter.peak_bytes / 1e9, meter.seconds
         self.console.line(f"  done in {seconds:.1f} s, peak memory {peak:.1f} GB")
         return artifact
+
+    def _run(self, step: Step, context: RunContext, meter: Meter) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The step's summary, and what the manifest says of the processes that shared it."""
+        launch = self.recipe.head.launch
+        if not step.parallel or launch.processes * launch.nodes == 1:
+            return step.run(context), {}
+        self.pool.release()
+        ran = run_on_ranks(step, context, launch)
+        meter.peak_bytes = max(meter.peak_bytes, ran.peak_bytes)
+        return ran.summary, {"ranks": ran.ranks}
 
     def _manifest(
         self, name: str, step: Step, plan: StepPlan, context: RunContext, meter: Meter, summary: dict[str, Any]

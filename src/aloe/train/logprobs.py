@@ -1,24 +1,29 @@
 """Log-probabilities of chosen tokens, without ever holding logits for a whole row.
 
-The head is applied in chunks of scored tokens only; the forward pass keeps one log-sum-exp a token and the backward
-pass computes each chunk's logits again (as in Wijmans et al. 2024, arXiv 2411.09009, without the kernel).
+The head is applied in chunks of scored tokens only (as in Wijmans et al. 2024, arXiv 2411.09009, without the kernel).
+Two ways lead back: where every token's gradient is the same number, as in the mean of a fine-tuning loss, gradients are
+made in the forward pass while a chunk's logits are there (as Liger does, Hsu et al. 2024, arXiv 2410.10989); else the
+backward pass computes each chunk's logits again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from aloe.errors import AloeError
-from aloe.train.packing import Example, PackedRow, pack
+from aloe.train.packing import Example, PackedRow, lengths_of, pack
 
 LOGITS_AT_ONCE = 1 << 23  # 32 MiB of float32 logits, a few of which live at a time
+BF16_TOLERANCE = 0.25  # nats a token between two kernels in bf16; a wrong mask is off by more on some token
 TOLERANCE = 1e-3  # nats; float32 rounding stays below 1e-4, a wrong mask or head is off by tenths
 
 
 class _TokenLogprobs(torch.autograd.Function):
+    """Forward keeps one log-sum-exp a token; backward computes each chunk's logits again."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype, chunk: int
@@ -44,13 +49,54 @@ class _TokenLogprobs(torch.autograd.Function):
             head = weight.to(ctx.dtype)
             for part in _chunks(len(hidden), ctx.chunk):
                 states = hidden[part].to(ctx.dtype)
-                slope = _logits(states, head).sub_(norm[part, None]).exp_().neg_()  # d logp / d logits: onehot - p
-                slope.scatter_add_(1, targets[part, None], torch.ones_like(norm[part, None]))
+                slope = _slope(_logits(states, head), norm[part], targets[part])
                 slope = slope.mul_(grads[0][part, None]).to(ctx.dtype)
                 grad_hidden[part] = (slope @ head).to(hidden.dtype)
                 if grad_weight is not None:
-                    grad_weight += slope.T @ states
+                    _add_product(grad_weight, slope, states)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+class _EvenTokenLogprobs(torch.autograd.Function):
+    """As `_TokenLogprobs` for gradients that are one number for all tokens; that number is a factor in the end."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype, chunk: int
+    ) -> torch.Tensor:
+        out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            head = weight.to(dtype)
+            for part in _chunks(len(hidden), chunk):
+                states = hidden[part].to(dtype)
+                logits = _logits(states, head)
+                norm = logits.logsumexp(-1)
+                out[part] = logits.gather(1, targets[part, None])[:, 0] - norm
+                slope = _slope(logits, norm, targets[part]).to(dtype)
+                grad_hidden[part] = (slope @ head).to(hidden.dtype)
+                if grad_weight is not None:
+                    _add_product(grad_weight, slope, states)
+        ctx.grads = grad_hidden, grad_weight
+        ctx.weight_dtype = weight.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.grads
+        del ctx.grads  # a second backward pass would scale them again
+        if not len(grads[0]):
+            factor = torch.zeros((), device=grads[0].device)
+        else:
+            factor = grads[0][0]
+            # Not asked on CUDA, where it would be a wait; NaN, which equals nothing, is the loop's to report.
+            if not grads[0].is_cuda and not bool((grads[0] == factor).all() | factor.isnan()):
+                raise RuntimeError("the gradients of the tokens differ: call token_logprobs without even=True")
+        grad_hidden.mul_(factor)
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(factor).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -65,12 +111,27 @@ def _logits(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     return (states @ head.T).float()
 
 
+def _slope(logits: torch.Tensor, norm: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """d logp / d logits = onehot - p, in the place of `logits`."""
+    slope = logits.sub_(norm[:, None]).exp_().neg_()
+    return slope.scatter_add_(1, targets[:, None], torch.ones_like(norm[:, None]))
+
+
+def _add_product(total: torch.Tensor, slope: torch.Tensor, states: torch.Tensor) -> None:
+    """total += slope^T states; without a product beside it where the types agree."""
+    if total.dtype == slope.dtype:
+        total.addmm_(slope.T, states)
+    else:
+        total += slope.T @ states
+
+
 def token_logprobs(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
     dtype: torch.dtype = torch.float32,
     chunk: int | None = None,
+    even: bool = False,
 ) -> torch.Tensor:
     """log p(target) for every row of `hidden`; differentiable in `hidden` and `weight`.
 
@@ -80,17 +141,23 @@ def token_logprobs(
         targets: [tokens], ids.
         dtype: of the matrix products (float32, or bfloat16 under autocast); all sums are float32.
         chunk: tokens at once; by default what makes 32 MiB of logits.
+        even: promise that all tokens will get the same gradient, which saves a quarter of the head's work. A broken
+            promise is a RuntimeError on the CPU.
 
     Returns:
         [tokens] float32, in nats.
     """
     size = chunk or max(16, LOGITS_AT_ONCE // weight.shape[0])
-    result: torch.Tensor = _TokenLogprobs.apply(hidden, weight, targets, dtype, size)  # type: ignore[no-untyped-call]
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    function = _EvenTokenLogprobs if even and wanted else _TokenLogprobs
+    result: torch.Tensor = function.apply(hidden, weight, targets, dtype, size)  # type: ignore[no-untyped-call]
     return result
 
 
 def row_logprobs(model: Any, row: PackedRow, bf16: bool = False) -> torch.Tensor:
-    """Log-probabilities [scored tokens] of a packed row, from one forward pass of a transformers causal LM."""
+    """Log-probabilities [scored tokens] of a packed row, from one forward pass of a transformers causal LM.
+
+    The row's whole square is computed under its mask: `Policy` is tested against this, and does it faster."""
     device = model.device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         hidden = model.base_model(
@@ -115,17 +182,23 @@ def sequence_sums(row: PackedRow, values: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def prove_exact(model: Any, examples: Sequence[Example], where: str) -> float:
+def prove_exact(
+    policy: Callable[[PackedRow], torch.Tensor], model: Any, examples: Sequence[Example], where: str
+) -> float:
     """Compare the packed log-probabilities of the two shortest examples with the model's own logits on separate rows.
 
-    Returns the largest difference in nats.
+    Args:
+        policy: gives a row's log-probabilities as training will compute them, but in float32.
+        model: the causal LM inside it, called as any other program would.
+
+    Returns:
+        The largest difference in nats.
 
     Raises:
         AloeError: an attention backend that ignores the mask or positions, or a head that is more than a product.
     """
-    shortest = sorted(range(len(examples)), key=lambda i: (examples[i].tokens, i))[:2]
-    (row,) = pack(examples, shortest, sum(examples[i].tokens for i in shortest), pad_id=0)
-    ours = row_logprobs(model, row).cpu()
+    row = shortest_row(examples)
+    ours = policy(row).cpu()
     theirs = torch.cat([_plain_logprobs(model, examples[i]) for i in row.members])
     worst = float((ours - theirs).abs().max())
     if not worst <= TOLERANCE:
@@ -136,6 +209,20 @@ def prove_exact(model: Any, examples: Sequence[Example], where: str) -> float:
             "scales, caps or shifts the logits",
         )
     return worst
+
+
+def shortest_row(examples: Sequence[Example]) -> PackedRow:
+    """The two shortest examples in one row."""
+    tokens = lengths_of(examples)
+    shortest = sorted(range(len(examples)), key=lambda i: (int(tokens[i]), i))[:2]
+    (row,) = pack(examples, shortest, sum(int(tokens[i]) for i in shortest), pad_id=0)
+    return row
+
+
+@torch.no_grad()
+def shortest_logprobs(policy: Callable[[PackedRow], torch.Tensor], examples: Sequence[Example]) -> torch.Tensor:
+    """Log-probabilities [scored] of that row."""
+    return policy(shortest_row(examples))
 
 
 def _plain_logprobs(model: Any, example: Example) -> torch.Tensor:

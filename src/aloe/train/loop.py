@@ -1,62 +1,87 @@
 """The one training loop, for both objectives: rows in, weights changed in place, metrics written.
 
 Batches are global and in the user's units (dialogues or pairs). A batch is packed into rows, each row is one forward
-and backward pass, and the loss is divided by what the whole batch trains on, so how it was cut changes nothing
-beyond rounding. On the CPU two runs give the same weights bit for bit.
+and backward pass, and the loss is divided by what the whole batch trains on, so neither how it was cut nor how many
+processes shared it changes anything beyond rounding. On the CPU two runs give the same weights bit for bit, and so does
+a run that was killed and taken up again.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy.typing as npt
 import torch
 
 from aloe.contract import Context
 from aloe.errors import AloeError
-from aloe.models.load import DTYPES, Loaded
-from aloe.models.sources import save_tokenizer
-from aloe.rows import write_parquet
-from aloe.train.logprobs import row_logprobs
-from aloe.train.packing import Example, PackedRow, TextRow, pack
-from aloe.train.schedule import ScheduleName, draw, lr_factor, quotas, stream, warmup_of
+from aloe.train.checkpoints import Checkpoints, random_states, restore_random_states
+from aloe.train.dimensions import attention_pairs, flops
+from aloe.train.journal import Journal
+from aloe.train.lora import Lora
+from aloe.train.packing import Example, PackedRow, lengths_of, pack
+from aloe.train.parallel import Team, bare
+from aloe.train.schedule import Chunk, ScheduleName, chunks, lr_factor
+from aloe.train.tracker import Tracker
 
-Precision = Literal["float32", "bf16_autocast"]
-CPU_WIDTH = 384  # narrower rows are no faster on two cores, wider ones cost memory and masked attention
-CPU_ACTIVATIONS = 640 << 20  # bytes of saved activations from which a row's layers are recomputed instead: a full
-# fine-tune of 135M parameters with Adam then stays below 4 GB
+METRICS, TIMING = "metrics.jsonl", "logs/timing.jsonl"
+Gather = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to optimise. `batch` is global, in dialogues or pairs; `lr` absolute; `width` tokens in a packed row."""
 
-    epochs: float
     batch: int
     lr: float
     schedule: ScheduleName
     warmup_steps: int | None
-    weight_decay: float
-    betas: tuple[float, float]
     clip: float
-    precision: Precision
     width: int
+    multiple: int = 1  # positions a packed row is rounded up to
+    chunks: int = 1  # parts trained one after the other, each with an optimiser and a schedule of its own
 
 
 class Objective(Protocol):
-    """What is minimised. `weigh` says what a batch's loss is divided by; `figures` are means of the step just done."""
+    """What is minimised."""
 
-    def weigh(self, batch: Sequence[Example]) -> int: ...
+    def weigh(self, batch: Sequence[Example]) -> int:
+        """What the loss of a global batch is divided by."""
+        ...
 
-    def loss(self, row: PackedRow, logprobs: torch.Tensor) -> torch.Tensor: ...
+    def loss(self, row: PackedRow, logprobs: torch.Tensor, counted: bool = True) -> torch.Tensor:
+        """Sum over the row. `counted` is False for a row that only keeps a process company: it adds to no figure."""
+        ...
 
-    def figures(self) -> dict[str, float]: ...
+    def figures(self, gather: Gather) -> dict[str, float]:
+        """Means of the step just done, over all processes."""
+        ...
+
+    def hopeless(self, metrics: Sequence[dict[str, float]]) -> str | None:
+        """Why going on would be a waste, if it would."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it, as plain JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Watching(Protocol):
+    """What looks on during training: validation, samples."""
+
+    def before(self, steps: int, journal: Journal) -> None:
+        """Called before the first step, unless a checkpoint was taken up."""
+        ...
+
+    def after(self, step: int, steps: int, journal: Journal) -> None:
+        """Called after every step (numbered from 0) of `steps`; all processes call it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,107 +89,227 @@ class Outcome:
     """What the loop did: one dict of figures a step, and totals over the run."""
 
     metrics: list[dict[str, float]]
-    rows: int
-    tokens: int
-    trained: int
-    padding: int
     warmup: int
+    padding: int
+    resumed: list[int]
+    chunk_steps: list[int]
+
+    def total(self, name: str) -> int:
+        """Sum of a figure over all steps."""
+        return int(sum(m[name] for m in self.metrics))
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
-        return {
+        rows, tokens, trained = (self.total(name) for name in ("rows", "tokens", "trained_tokens"))
+        found: dict[str, Any] = {
             "steps": len(self.metrics),
             "warmup_steps": self.warmup,
-            "rows_seen": self.rows,
-            "tokens": self.tokens,
-            "trained_tokens": self.trained,
-            "padding_share": self.padding / (self.tokens + self.padding),
+            "rows_seen": rows,
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "padding_share": self.padding / (tokens + self.padding),
             "first_loss": self.metrics[0]["loss"],
             "last_loss": self.metrics[-1]["loss"],
-            "budget": f"{self.rows:,} rows in {len(self.metrics):,} steps: {self.tokens:,} tokens, of which "
-            f"{self.trained:,} ({self.trained / self.tokens:.0%}) trained",
+            "budget": f"{rows:,} rows in {len(self.metrics):,} steps: {tokens:,} tokens, of which "
+            f"{trained:,} ({trained / tokens:.0%}) trained",
         }
+        if len(self.chunk_steps) > 1:
+            found["chunks"] = self.chunk_steps
+        if self.resumed:
+            found["resumed_from"] = self.resumed
+        return found
 
 
-def train(
-    ctx: Context, verb: str, model: Any, examples: Sequence[Example], objective: Objective, settings: Settings
-) -> Outcome:
-    """Train `model` (float32 weights) in place.
+class Loop:
+    """One run of training.
 
-    Writes `metrics.jsonl` (one line a step, the same on every run) and `logs/timing.jsonl` under `ctx.out`.
-
-    Raises:
-        AloeError: the loss or the gradient is NaN or infinite; the step and its rows are named.
+    Args:
+        policy, optimizer: as `Team.prepare` gives them; weights are changed in place.
+        order: positions of the run -> indices into `examples`.
+        begin_chunk: told each chunk before its first step, unless a checkpoint from within it was taken up.
     """
-    s = settings
-    order = stream([e.key for e in examples], s.epochs, ctx.seed, f"{verb} order")
-    steps = math.ceil(len(order) / s.batch)
-    warmup = warmup_of(steps, s.warmup_steps)
-    if warmup >= steps:
-        ctx.log(f"warm-up of {warmup} steps covers all {steps}: the learning rate never reaches {s.lr:g}")
-    optimizer = adamw(model, s)
-    prepare(model)
-    metrics: list[dict[str, float]] = []
-    rows = tokens = trained = padding = 0
-    with (
-        _lines(ctx.out / "metrics.jsonl") as curve,
-        _lines(ctx.out / "logs" / "timing.jsonl") as timing,
-        ctx.progress(verb, len(order), "rows") as bar,
-    ):
-        for step in range(steps):
-            began = time.perf_counter()
-            batch = order[step * s.batch : (step + 1) * s.batch]
-            lr = s.lr * lr_factor(step, steps, warmup, s.schedule)
-            packed = pack(examples, batch, s.width, _pad_id(model), _multiple(model))
-            loss = backward(model, examples, packed, objective, s.precision, f"step {step}", bar.advance)
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip))
-            if not math.isfinite(norm):
-                raise _diverged("gradient", norm, [examples[i].key for i in batch], f"step {step}")
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done = sum(examples[i].tokens for i in batch)
-            scored = sum(examples[i].trained for i in batch)
-            figures = {"step": step, "rows": len(batch), "loss": loss, "lr": lr, "grad_norm": norm}
-            figures |= {"tokens": done, "trained_tokens": scored, **objective.figures()}
-            metrics.append(figures)
-            _write(curve, figures)
-            seconds = time.perf_counter() - began
-            _write(timing, {"step": step, "seconds": seconds, "tokens_s": done / seconds})
-            bar.advance(0, loss=round(loss, 4), tokens_s=round(done / seconds, 1))
-            rows, tokens, trained = rows + len(batch), tokens + done, trained + scored
-            padding += sum(p.padding for p in packed)
-    model.eval()
-    ctx.count_tokens(trained=trained, processed=tokens)
-    return Outcome(metrics, rows, tokens, trained, padding, warmup)
+
+    def __init__(
+        self,
+        ctx: Context,
+        label: str,
+        policy: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        examples: Sequence[Example],
+        order: Sequence[int],
+        objective: Objective,
+        settings: Settings,
+        *,
+        team: Team | None = None,
+        checkpoints: Checkpoints | None = None,
+        watch: Watching | None = None,
+        tracker: Tracker | None = None,
+        lora: Lora | None = None,
+        begin_chunk: Callable[[Chunk], None] = lambda chunk: None,
+    ) -> None:
+        self.ctx, self.label, self.settings, self.objective = ctx, label, settings, objective
+        self.examples, self.order = examples, order
+        self.tokens = lengths_of(examples)
+        self.team = team or Team()
+        self.journal = Journal(ctx.out, writes=self.team.is_main)
+        self.checkpoints, self.watch, self.tracker = checkpoints, watch, tracker
+        self.begin_chunk, self.lora = begin_chunk, lora
+        self.policy, self.optimizer = policy, optimizer
+        self.chunks = chunks(len(order), settings.batch, settings.chunks, settings.warmup_steps)
+        self.steps = sum(c.steps for c in self.chunks)
+        self.resumed: list[int] = []
+        self.padding = 0
+
+    def run(self) -> Outcome:
+        """Train to the end, from the newest checkpoint if there is one.
+
+        Writes `metrics.jsonl` (one line a step, the same on every run) and `logs/timing.jsonl` under `ctx.out`.
+
+        Raises:
+            AloeError: the loss or the gradient is NaN or infinite (the step and its rows are named), or the loss has
+                become worse than knowing nothing.
+        """
+        s = self.settings
+        for chunk in self.chunks:
+            if chunk.warmup >= chunk.steps:
+                self.ctx.log(f"warm-up of {chunk.warmup} steps covers all {chunk.steps}: lr never reaches {s.lr:g}")
+                break
+        first = self._take_up()
+        if first == 0 and self.watch is not None:
+            self.watch.before(self.steps, self.journal)
+        with self.ctx.progress(self.label, len(self.order), "rows") as bar:
+            bar.advance(sum(int(m["rows"]) for m in self.journal.lines(METRICS)))
+            for chunk in self.chunks:
+                for step, start, end in chunk.batches(s.batch, first):
+                    if step == chunk.first_step:
+                        self._begin(chunk)
+                    self._step(chunk, step, self.order[start:end], bar)
+                    if self.watch is not None:
+                        self.watch.after(step, self.steps, self.journal)
+                    if self.checkpoints is not None and step + 1 < self.steps and self.checkpoints.due(step + 1):
+                        self.save(step + 1)
+        self.policy.eval()
+        metrics = self.journal.lines(METRICS)
+        outcome = Outcome(metrics, self.chunks[0].warmup, self.padding, self.resumed, [c.steps for c in self.chunks])
+        self.ctx.count_tokens(trained=outcome.total("trained_tokens"), processed=outcome.total("tokens"))
+        return outcome
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of the state after `step` steps."""
+        assert self.checkpoints is not None
+        state = {
+            "journal": self.journal.state(),
+            "objective": self.objective.state(),
+            "random": random_states(),
+            "padding": self.padding,
+            "resumed": self.resumed,
+        }
+        self.checkpoints.write(step, self.team.shards(self.policy, self.optimizer), state)
+
+    def _take_up(self) -> int:
+        """The step to begin with."""
+        found = self.checkpoints.latest() if self.checkpoints is not None else None
+        if found is None:
+            return 0
+        self.team.restore(self.policy, self.optimizer, found.read)
+        self.journal.restore(found.state["journal"])
+        self.objective.restore(found.state["objective"])
+        restore_random_states(found.state["random"])
+        self.padding = found.state["padding"]
+        self.resumed = [*found.state["resumed"], found.step]
+        self.ctx.log(f"going on from the checkpoint after step {found.step} of {self.steps}")
+        return found.step
+
+    def _begin(self, chunk: Chunk) -> None:
+        if chunk.index:
+            self.optimizer.state.clear()
+        self.begin_chunk(chunk)
+
+    def _step(self, chunk: Chunk, step: int, batch: Sequence[int], bar: Any) -> None:
+        s, began = self.settings, time.perf_counter()
+        where = f"step {step}"
+        packed = pack(self.examples, batch, s.width, _pad_id(self.policy), s.multiple)
+        weight = self.objective.weigh([self.examples[i] for i in batch])
+        self.padding += sum(p.padding for p in packed)
+        passed = backward(self.team, self.policy, self.examples, packed, weight, self.objective, where, bar.advance)
+        mark = time.perf_counter()
+        norm = self.team.clip(self.policy, s.clip)
+        if not math.isfinite(norm):
+            raise diverged("gradient", norm, (self.examples[i].key for i in batch), where)
+        lr = s.lr * lr_factor(step - chunk.first_step, chunk.steps, chunk.warmup, s.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        now = time.perf_counter()
+        tokens = int(self.tokens[list(batch)].sum())
+        trained = int(sum(self.examples[i].trained for i in batch))
+        figures: dict[str, float] = {"step": step, "rows": len(batch), "loss": passed.loss, "lr": lr, "grad_norm": norm}
+        figures |= {"tokens": tokens, "trained_tokens": trained, **self.objective.figures(self.team.gather)}
+        self.journal.add(METRICS, figures)
+        if self.tracker is not None:
+            self.tracker.log(figures, step, "train")
+        seconds = time.perf_counter() - began
+        timing = {"step": step, "seconds": seconds, "tokens_s": tokens / seconds, "trained_tokens_s": trained / seconds}
+        timing |= {"forward_s": passed.forward_s, "backward_s": passed.backward_s, "optimizer_s": now - mark}
+        timing["flops"] = self._flops(packed, tokens, trained)
+        timing["data_s"] = seconds - passed.forward_s - passed.backward_s - timing["optimizer_s"]
+        self.journal.add(TIMING, timing)
+        bar.advance(0, loss=round(passed.loss, 4), tokens_s=round(tokens / seconds, 1))
+        why = self.objective.hopeless(self.journal.lines(METRICS))
+        if why:
+            raise AloeError(why, where=where, fix="lower lr, lengthen the warm-up, or look at the rows of these steps")
+
+    def _flops(self, packed: Sequence[PackedRow], tokens: int, trained: int) -> float:
+        """Floating-point operations of the step, over all processes."""
+        pairs = sum(attention_pairs(row.layout) for row in packed)
+        return flops(bare(self.policy).config, tokens, trained, pairs, self.lora)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A global batch's mean loss, and this process's seconds in either pass (of launching, on a GPU)."""
+
+    loss: float
+    forward_s: float
+    backward_s: float
 
 
 def backward(
-    model: Any,
+    team: Team,
+    policy: torch.nn.Module,
     examples: Sequence[Example],
     packed: Sequence[PackedRow],
+    weight: int,
     objective: Objective,
-    precision: Precision,
     where: str = "batch",
     done: Callable[[int], None] = lambda rows: None,
-) -> float:
-    """Add the gradient of the mean loss over the batch in `packed` to the weights' `.grad`; returns that loss."""
-    weight = objective.weigh([examples[i] for row in packed for i in row.members])
-    total = 0.0
-    for row in packed:
-        _recompute_layers(model, len(row.layout.ids))
-        loss = objective.loss(row, row_logprobs(model, row, bf16=precision == "bf16_autocast")) / weight
-        value = float(loss.detach())
+) -> Passed:
+    """Add the gradient of the mean loss over the global batch in `packed` to the weights' `.grad`."""
+    mine = team.share(packed)
+    losses: list[torch.Tensor] = []
+    forward_s = backward_s = 0.0
+    for i, (row, factor) in enumerate(mine):
+        with team.accumulate(policy, last=i == len(mine) - 1):
+            began = time.perf_counter()
+            loss = objective.loss(row, policy(row), counted=factor > 0) * (factor / weight)
+            mark = time.perf_counter()
+            team.backward(loss)
+            forward_s, backward_s = forward_s + mark - began, backward_s + time.perf_counter() - mark
+        losses.append(loss.detach())
+        done(len(row.members) if team.world == 1 else 0)
+    values = torch.stack(losses).tolist()  # one wait for the device a step, not one a row
+    for (row, _), value in zip(mine, values, strict=True):
         if not math.isfinite(value):
-            raise _diverged("loss", value, [examples[i].key for i in row.members], where)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += value
-        done(len(row.members))
-    return total
+            raise diverged("loss", value, (examples[i].key for i in row.members), where)
+    if team.world > 1:
+        done(sum(len(row.members) for row in packed))
+    return Passed(team.sum({"loss": math.fsum(values)})["loss"], forward_s, backward_s)
 
 
-def _diverged(what: str, value: float, keys: Sequence[str], where: str) -> AloeError:
+def diverged(what: str, value: float, rows: Iterable[str], where: str) -> AloeError:
+    """The error of a loss or gradient that is no number; names the first rows."""
+    keys = list(rows)
     more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
     return AloeError(
         f"the {what} is {value} on the rows {', '.join(keys[:8])}{more}",
@@ -173,143 +318,6 @@ def _diverged(what: str, value: float, keys: Sequence[str], where: str) -> AloeE
     )
 
 
-def adamw(model: Any, s: Settings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with decay on matrices only: decaying a norm's gain shrinks the signal."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=s.lr, betas=s.betas, fused=True)
-
-
-def prepare(model: Any) -> None:
-    """Training mode, which recomputing layers needs, but without dropout: it would make every loss a random number."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    if model.supports_gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def _recompute_layers(model: Any, tokens: int) -> None:
-    """Recompute layers in the backward pass of a row whose activations would be too many. It changes no result."""
-    config, device = model.config, model.device
-    a_token = 4 * config.num_hidden_layers * (12 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0))
-    budget = CPU_ACTIVATIONS
-    if device.type == "cuda":
-        budget = torch.cuda.get_device_properties(device).total_memory // 4
-    for module in model.modules():
-        if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = tokens * a_token > budget
-
-
-def width_on(device: torch.device, max_tokens: int) -> int:
-    """Tokens in a packed row: all that is allowed on an accelerator, `CPU_WIDTH` at most on a CPU."""
-    return max_tokens if device.type != "cpu" else min(CPU_WIDTH, max_tokens)
-
-
-def _multiple(model: Any) -> int:
-    """CUDA's masked attention kernels want the mask's rows aligned to 8."""
-    return 8 if model.device.type == "cuda" else 1
-
-
-def _pad_id(model: Any) -> int:
-    pad = model.config.pad_token_id
+def _pad_id(policy: Any) -> int:
+    pad = bare(policy).config.pad_token_id
     return pad if isinstance(pad, int) and pad >= 0 else 0
-
-
-# -- in and out -----------------------------------------------------------------------------------------------------
-
-
-def gather(
-    ctx: Context,
-    data: dict[str, float],
-    read: Callable[[Path], Iterator[TextRow]],
-    build: Callable[[TextRow], Example],
-    *,
-    verb: str,
-    max_tokens: int,
-    max_rows: int | None,
-    max_dropped: float,
-) -> tuple[list[Example], dict[str, Any]]:
-    """Read, tokenise, drop what is too long, draw by weights; returns the examples and a report for the summary.
-
-    A row whose longest sequence exceeds `max_tokens` is dropped whole, since a cut answer teaches to stop early. Every
-    row read is in the ledger, every row left out in `dropped.parquet`.
-
-    Raises:
-        AloeError: a row can't be read, more than the share `max_dropped` is too long, or nothing is left.
-    """
-    pools: dict[str, list[Example]] = {}
-    dropped: list[dict[str, Any]] = []
-    for ref in data:
-        path = ctx.path(ref)
-        examples = [build(row) for row in read(path / "rows.parquet" if path.is_dir() else path)]
-        stated = ctx.licence_of(ref)  # of the file or set; what a row states itself comes first
-        examples = [replace(e, licence=stated) if e.licence == "unknown" else e for e in examples]
-        pools[ref] = [e for e in examples if e.longest <= max_tokens]
-        dropped += [
-            {"key": e.key, "reason": "longer than max_tokens", "evidence": f"{e.longest} tokens"}
-            for e in examples
-            if e.longest > max_tokens
-        ]
-    read_in = len(dropped) + sum(map(len, pools.values()))
-    if len(dropped) > max_dropped * read_in or read_in == len(dropped):
-        raise AloeError(
-            f"{len(dropped)} of {read_in} rows are longer than {max_tokens} tokens"
-            + (f", the first is {dropped[0]['key']} with {dropped[0]['evidence']}" if dropped else ""),
-            where=", ".join(data),
-            fix="raise max_tokens (as far as the model's positions go), or allow a share of them with max_dropped",
-        )
-    overlong = len(dropped)
-    counts = quotas([len(p) for p in pools.values()], list(data.values()), max_rows)
-    chosen: list[Example] = []
-    for pool, count in zip(pools.values(), counts, strict=True):
-        kept = draw([e.key for e in pool], count, ctx.seed, f"{verb} rows")
-        chosen += [pool[i] for i in kept]
-        left = sorted(set(range(len(pool))) - set(kept))
-        dropped += [{"key": pool[i].key, "reason": "over its share", "evidence": f"{count} drawn"} for i in left]
-    if dropped:
-        write_parquet(ctx.out / "dropped.parquet", dropped)
-    reasons = {"longer than max_tokens": overlong, "over its share": len(dropped) - overlong}
-    ctx.ledger(f"{verb} rows", rows_in=read_in, kept=len(chosen), dropped={k: n for k, n in reasons.items() if n})
-    licences = sorted({e.licence for e in chosen})
-    return chosen, {
-        "rows": len(chosen),
-        "dropped_overlong": overlong,
-        "data": {r: {"rows": n, "share": n / len(chosen)} for r, n in zip(pools, counts, strict=True)},
-        "licences": {name: sum(e.licence == name for e in chosen) for name in licences},
-    }
-
-
-def positions_of(model: Any, max_tokens: int) -> int:
-    """`max_tokens`, or the model's own number of positions where that is smaller."""
-    return min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens)
-
-
-def save(loaded: Loaded, out: Path, dtype: str) -> None:
-    """Write a plain Hugging Face folder: safetensors, tokenizer, chat template, the base's generation settings.
-
-    Raises:
-        AloeError: a weight is NaN or infinite.
-    """
-    for name, tensor in loaded.model.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise AloeError(f"training left NaN or infinite weights in {name}", fix="lower lr or lengthen the warm-up")
-    loaded.model.config._name_or_path = ""  # a path of this machine otherwise
-    loaded.model.to(DTYPES[dtype]).save_pretrained(out)
-    save_tokenizer(loaded.tokenizer, out)
-    if (loaded.folder / "generation_config.json").exists():
-        shutil.copyfile(loaded.folder / "generation_config.json", out / "generation_config.json")
-
-
-def _lines(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "w", encoding="utf-8")
-
-
-def _write(handle: IO[str], figures: dict[str, float]) -> None:
-    handle.write(json.dumps(figures) + "\n")
-    handle.flush()  # a run is watched while it goes on

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from aloe.errors import AloeError
 
+TIE = 1e-3  # nats: a smaller difference is rounding, as all are at the first step, and counts half in accuracy
 LossName = Literal["sigmoid", "cdpo", "robust", "ipo", "length_normalised", "hinge"]
 
 

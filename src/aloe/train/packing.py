@@ -7,7 +7,7 @@ log-probability equals the one of a row of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from aloe.rows import read_dicts
 ROLES = ("system", "user", "assistant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single equality
 class Example:
     """One training row as tokens. `scored` has a flag for each token of the tree (prefix, then its branches).
+
+    Tokens and flags are lists, or numpy arrays as a token store gives them.
 
     Raises:
         ValueError: the flags don't fit the tree, no token is scored, or one is scored that nothing predicts.
@@ -39,9 +41,9 @@ class Example:
     def __post_init__(self) -> None:
         if len(self.scored) != len(self.tree):
             raise ValueError(f"{self.key}: {len(self.scored)} flags for {len(self.tree)} tokens")
-        if not any(self.scored):
+        if not self.trained:
             raise ValueError(f"{self.key}: no token to train on")
-        if not self.tree.prefix or self.scored[0]:
+        if not len(self.tree.prefix) or self.scored[0]:
             raise ValueError(f"{self.key}: nothing comes before the first scored token")
 
     @property
@@ -52,7 +54,7 @@ class Example:
     @property
     def trained(self) -> int:
         """Tokens scored."""
-        return sum(self.scored)
+        return int(np.count_nonzero(self.scored)) if isinstance(self.scored, np.ndarray) else sum(self.scored)
 
     @property
     def longest(self) -> int:
@@ -86,14 +88,25 @@ def pack(
     An example longer than `width` gets a row of its own: `width` is a matter of speed and memory, and what is too long
     to train on was dropped before. A row ends with its last token, rounded up to `multiple` positions.
     """
-    alone = [i for i in indices if examples[i].tokens > width]
-    packed = [i for i in indices if examples[i].tokens <= width]
-    bins = [[i] for i in alone]
-    bins += [[packed[j] for j in group] for group in best_fit([examples[i].tokens for i in packed], width)]
-    return [_packed_row(examples, members, pad_id, multiple) for members in bins]
+    rows = {i: examples[i] for i in indices}  # read once each: a token store makes a new one every time
+    bins = grouped([rows[i].tokens for i in indices], width)
+    return [_packed_row(rows, [indices[j] for j in group], pad_id, multiple) for group in bins]
 
 
-def _packed_row(examples: Sequence[Example], members: list[int], pad_id: int, multiple: int) -> PackedRow:
+def grouped(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Which examples of these lengths share a packed row: places in `lengths`, each once (see `pack`)."""
+    alone = [[j] for j, n in enumerate(lengths) if n > width]
+    packed = [j for j, n in enumerate(lengths) if n <= width]
+    return alone + [[packed[j] for j in group] for group in best_fit([lengths[j] for j in packed], width)]
+
+
+def lengths_of(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
+    """Tokens of each example [n]; a token store knows them without reading any."""
+    known = getattr(examples, "tokens", None)
+    return known if known is not None else np.array([e.tokens for e in examples], dtype=np.int64)
+
+
+def _packed_row(examples: Mapping[int, Example], members: list[int], pad_id: int, multiple: int) -> PackedRow:
     used = sum(examples[i].tokens for i in members)
     layout = lay_out([examples[i].tree for i in members], -(-used // multiple) * multiple, pad_id)
     sources, positions, sequence, count = [], [], [], 0

@@ -1,13 +1,11 @@
-"""Which rows, in which order, at which learning rate. Everything is keyed by (seed, purpose, row)."""
+"""At which learning rate, and in which stages, a run goes through its rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
-
-from aloe.errors import AloeError
-from aloe.keyed import shuffled
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 
@@ -31,40 +29,31 @@ def warmup_of(steps: int, asked: int | None) -> int:
     return min(100, steps // 10) if asked is None else asked
 
 
-def quotas(sizes: Sequence[int], weights: Sequence[float], max_rows: int | None) -> list[int]:
-    """Rows to draw from each source so that the shares are `weights` and no row is drawn twice.
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a run with a schedule of its own: `rows` rows from position `first_row`, `steps` from `first_step`."""
 
-    The total is the largest that every source can serve, or `max_rows` if that is fewer; fractions go to the largest
-    remainders, ties to the earlier source.
+    index: int
+    first_row: int
+    rows: int
+    first_step: int
+    steps: int
+    warmup: int
 
-    Raises:
-        AloeError: a source is too small to give a single row.
-    """
-    shares = [w / sum(weights) for w in weights]
-    total = min(math.floor(n / s + 1e-9) for n, s in zip(sizes, shares, strict=True))
-    total = total if max_rows is None else min(total, max_rows)
-    exact = [total * s for s in shares]
-    rows = [math.floor(x + 1e-9) for x in exact]
-    by_remainder = sorted(range(len(rows)), key=lambda i: (rows[i] - exact[i], i))
-    for i in by_remainder[: total - sum(rows)]:
-        rows[i] += 1
-    if total == 0 or not all(rows):
-        raise AloeError(
-            f"weights {list(weights)} can't be kept with sources of {list(sizes)} rows",
-            fix="every source must give one row at least: raise max_rows or the small weights, or leave a source out",
-        )
-    return rows
+    def batches(self, batch: int, from_step: int = 0) -> Iterator[tuple[int, int, int]]:
+        """(step, first position, end position) of each global batch, from step `from_step` of the run on."""
+        for at in range(max(0, from_step - self.first_step), self.steps):
+            start = self.first_row + at * batch
+            yield self.first_step + at, start, min(start + batch, self.first_row + self.rows)
 
 
-def draw(keys: Sequence[str], count: int, seed: int, purpose: str) -> list[int]:
-    """`count` indices into `keys`, chosen by key alone, in ascending order."""
-    return sorted(shuffled(range(len(keys)), seed, purpose, keys)[:count])
-
-
-def stream(keys: Sequence[str], epochs: float, seed: int, purpose: str) -> list[int]:
-    """Indices of all rows trained on, in order: each epoch in a shuffled order of its own, the last may be a part."""
-    total = max(1, round(len(keys) * epochs))
-    order: list[int] = []
-    for epoch in range(math.ceil(total / len(keys))):
-        order += shuffled(range(len(keys)), seed, f"{purpose} epoch {epoch}", keys)
-    return order[:total]
+def chunks(rows: int, batch: int, count: int, warmup_steps: int | None) -> list[Chunk]:
+    """`rows` cut into `count` runs of rows as equal as can be (the first ones get the remainder), each in batches."""
+    found: list[Chunk] = []
+    row = step = 0
+    for index in range(min(count, rows)):
+        size = rows // count + (index < rows % count)
+        steps = math.ceil(size / batch)
+        found.append(Chunk(index, row, size, step, steps, warmup_of(steps, warmup_steps)))
+        row, step = row + size, step + steps
+    return found
