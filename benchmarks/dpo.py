@@ -63,13 +63,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--pairs", type=int, help="of one run; the first two steps of --batch pairs aren't counted")
     parser.add_argument("--batch", type=int, help=f"pairs in a step ({BATCH}; quick: 4)")
+    parser.add_argument(
+        "--grid", action="append", choices=list(GRID), help="search among these only (repeatable; one is taken untried)"
+    )
     options = parser.parse_args()
+    tried = {n: GRID[n] for n in options.grid or GRID}
     rounds = options.rounds or (1 if options.quick else 3)
     batch = options.batch or (4 if options.quick else BATCH)
     count = options.pairs or batch * (sides.WARM + (1 if options.quick else 3))
     max_tokens = 512 if options.quick else 1024
     with tempfile.TemporaryDirectory() as place:
-        result = measure(Path(place), rounds, count, batch, max_tokens, search=not options.quick)
+        result = measure(Path(place), rounds, count, batch, max_tokens, search={} if options.quick else tried)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
@@ -78,7 +82,9 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def measure(work: Path, rounds: int, count: int, batch: int, max_tokens: int, *, search: bool) -> dict[str, Any]:
+def measure(
+    work: Path, rounds: int, count: int, batch: int, max_tokens: int, *, search: dict[str, Any]
+) -> dict[str, Any]:
     """Check, search and time; the result."""
     template = sides.template()
     few = training_rows.make("dpo", work / "few", template, count=CHECK_PAIRS, max_tokens=CHECK_TOKENS, seed=SEED)
@@ -88,11 +94,13 @@ def measure(work: Path, rounds: int, count: int, batch: int, max_tokens: int, *,
         precision: sides.check("dpo", checked(few, precision), precision) for precision in ("float32", "bf16_autocast")
     }
     best, tried = stored_best(), dict[str, Any]()
-    if search:
+    if len(search) == 1:
+        (best,) = search
+    elif search:
         spec = both(some, batch, max_tokens)["default"]
         once = checked(few, "bf16_autocast")["default"]
         best, tried = sides.grid(
-            {n: fitted(c, batch) for n, c in GRID.items()}, spec, once, checks["bf16_autocast"]["losses"]["ours"]
+            {n: fitted(c, batch) for n, c in search.items()}, spec, once, checks["bf16_autocast"]["losses"]["ours"]
         )
     specs = both(rows, batch, max_tokens)
     specs["best"] = {**specs["default"], "config": fitted(GRID[best], batch)}

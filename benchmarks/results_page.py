@@ -267,7 +267,7 @@ def training(data: dict[str, Any]) -> list[str]:
     ]
     ratios = {"ours": ("", ""), "default": (data["ratio"], data["memory_ratio"])}
     ratios["best"] = (data["ratio_best"], data["memory_ratio_best"])
-    names = {"ours": "ours", "default": "TRL, default", "best": f"TRL, best: {data['best']}"}
+    names = {"ours": "ours", "default": "TRL, default", "best": f"TRL, best of those tried: {data['best']}"}
     lines += [
         f"| {names[s]} | {speed(data['sides'][s][key])} | {rate} | {data['sides'][s]['peak_gb']:.2f} GB | {memory} |"
         for s, (rate, memory) in ratios.items()
@@ -297,12 +297,41 @@ def training(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def stochastic(data: dict[str, Any]) -> list[str]:
+    """Learning with bf16 weights, rounded to the nearest and at random, beside float32 weights."""
+    names = {
+        "float32": "float32 weights, bf16 autocast",
+        "plain": "bf16 weights, AdamW",
+        "stochastic": "bf16 weights and moments, stochastic rounding (`bf16_stochastic`)",
+        "stochastic_float32_moments": "bf16 weights, float32 moments, stochastic rounding",
+    }
+    lines = [
+        "## Pure bf16 training: rounding to the nearest loses updates, rounding at random keeps them",
+        "",
+        f"Machine: {place(data['machine'])}. Command: `python benchmarks/stochastic_rounding.py --steps "
+        f"{data['steps']} --rows {data['batch_rows']}`. SmolLM2-135M on MedQuAD, the same batches for all, lr "
+        f"{data['lr']:g}; one run a side. The untrained model's loss on the last ten batches is "
+        f"{data['untrained']:.3f}.",
+        "",
+        "| weights | loss, last ten steps | gain kept | loss on held-out rows | bytes a parameter, all told |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    size = data["state_bytes"]["plain"] / 8  # weights, gradients and two moments in bf16
+    lines += [
+        f"| {names[n]} | {data['last_mean'][n]:.3f} | {data['kept'][n]:.0%} | {data['held_out'][n]:.3f} | "
+        f"{data['state_bytes'][n] / size:.0f} |"
+        for n in names
+    ]
+    return lines
+
+
 STAGES = (
     "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate", "quality", "diversity", "template", "mix",
 )  # fmt: skip
 RENDERERS = {
     "demo": demo, "judge_calibration": judge, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
+    "stochastic_rounding": stochastic,
 }  # fmt: skip
 
 

@@ -65,12 +65,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--rows", type=int, help="of one run; 8 make a step, the first two steps aren't counted")
+    parser.add_argument(
+        "--grid", action="append", choices=list(GRID), help="search among these only (repeatable; one is taken untried)"
+    )
     options = parser.parse_args()
+    tried = {n: GRID[n] for n in options.grid or GRID}
     rounds = options.rounds or (1 if options.quick else 3)
     max_tokens = 512 if options.quick else 1024
     with tempfile.TemporaryDirectory() as place:
         result = measure(
-            Path(place), rounds, options.rows or (32 if options.quick else 96), max_tokens, search=not options.quick
+            Path(place),
+            rounds,
+            options.rows or (32 if options.quick else 96),
+            max_tokens,
+            search={} if options.quick else tried,
         )
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -79,21 +87,23 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def measure(work: Path, rounds: int, count: int, max_tokens: int, *, search: bool) -> dict[str, Any]:
+def measure(work: Path, rounds: int, count: int, max_tokens: int, *, search: dict[str, Any]) -> dict[str, Any]:
     """Check, search and time; the result."""
     template = sides.template()
     few = training_rows.make("sft", work / "few", template, count=BATCH, max_tokens=max_tokens, seed=SEED)
-    some = training_rows.make("sft", work / "some", template, count=4 * BATCH, max_tokens=max_tokens, seed=SEED)
+    some = training_rows.make("sft", work / "some", template, count=3 * BATCH, max_tokens=max_tokens, seed=SEED)
     rows = training_rows.make("sft", work / "rows", template, count=count, max_tokens=max_tokens, seed=SEED)
     checks = {
         precision: sides.check("sft", both(few, max_tokens, precision, epochs=2), precision)
         for precision in ("float32", "bf16_autocast")
     }
     best, tried = stored_best(), dict[str, Any]()
-    if search:
+    if len(search) == 1:
+        (best,) = search
+    elif search:
         spec = both(some, max_tokens, "bf16_autocast")["default"]
         once = both(few, max_tokens, "bf16_autocast", epochs=2)["default"]
-        best, tried = sides.grid(GRID, spec, once, checks["bf16_autocast"]["losses"]["ours"])
+        best, tried = sides.grid(search, spec, once, checks["bf16_autocast"]["losses"]["ours"])
     specs = both(rows, max_tokens, "bf16_autocast")
     specs["best"] = {**specs["default"], "config": GRID[best]}
     found = sides.rounds(specs, rounds)

@@ -70,10 +70,10 @@ def clock(ends: list[float], processor: list[float]) -> Any:
 
 
 def steps_of(trainer: Any, ends: list[float], processor: list[float]) -> dict[str, Any]:
-    """Seconds of every step, processor seconds of all of them, and the losses that were logged."""
+    """Seconds of every step, on the clock and of processors, and the losses that were logged."""
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     seconds = [b - a for a, b in pairwise(ends)]
-    return {"seconds": seconds, "processor_seconds": processor[-1] - processor[0], "losses": losses}
+    return {"seconds": seconds, "processor_seconds": [b - a for a, b in pairwise(processor)], "losses": losses}
 
 
 def sft(spec: dict[str, Any], rows: list[dict[str, Any]], out: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def make(kind: str, folder: Path, template: ChatTemplate, *, count: int, max_tok
     left_out = 0
     for n, (name, read) in enumerate(sources.items()):
         wanted = count // len(sources) + (n < count % len(sources))
-        pool = list(read())
+        pool = list({r["id"]: r for r in read()}.values())  # some sources use an id twice
         for i in shuffled(range(len(pool)), seed, f"benchmark {kind} {name}", [r["id"] for r in pool]):
             if wanted == 0:
                 break

@@ -46,8 +46,8 @@ class Surroundings:
         self.hardware = Hardware()
         self.out.mkdir(parents=True)
         self.seconds: dict[str, float] = {}
-        self.processor: dict[str, float] = {}
-        self.ends: list[float] = []
+        self.ends: list[float] = []  # of optimiser steps, after the beginning of the loop
+        self.processor: list[float] = []  # seconds of processors then
 
     def path(self, ref: str) -> Path:
         return Path(ref)
@@ -73,14 +73,14 @@ class Surroundings:
     def advance(self, count: int = 1, **figures: float | str) -> None:
         if figures:  # the end of an optimiser step
             self.ends.append(time.perf_counter())
+            self.processor.append(time.process_time())
 
     @contextmanager
     def progress(self, label: str, total: int, unit: str) -> Iterator[Surroundings]:
-        began, processor = time.perf_counter(), time.process_time()
-        self.ends = [began]
+        began = time.perf_counter()
+        self.ends, self.processor = [began], [time.process_time()]
         yield self
         self.seconds[label] = time.perf_counter() - began
-        self.processor[label] = time.process_time() - processor
 
 
 def ours(spec: Found, out: Path) -> Found:
@@ -111,7 +111,7 @@ def ours(spec: Found, out: Path) -> Found:
         "trained": [m[counted] for m in metrics],
         "losses": [m["loss"] for m in metrics],
         "reference_seconds": ctx.seconds.get("reference", 0.0),
-        "processor_seconds": ctx.processor[spec["trainer"]],
+        "processor_seconds": [b - a for a, b in pairwise(ctx.processor)],
         "parts": parts,
     }
 
@@ -230,6 +230,7 @@ def figures(found: list[Found], epochs: float | None) -> Found:
         "peak_gb": statistics.median(f["peak_gb"] for f in found),
         "reference_seconds": statistics.median(f.get("reference_seconds", 0.0) for f in found),
         "step_seconds": [f["seconds"] for f in found],
+        "processor_seconds": [f["processor_seconds"] for f in found],  # all threads; less disturbed by other work
         "trained_a_step": found[0]["trained"],
         "parts": found[0].get("parts", {}),
     }

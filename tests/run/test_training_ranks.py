@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from aloe.errors import AloeError
 from aloe.keyed import rng
 from aloe.recipe import Recipe
 from aloe.rows import write_jsonl
@@ -31,9 +32,11 @@ from aloe.run.progress import Console
 from aloe.run.store import Store
 
 WORDS = ("rest", "water", "a stiff neck", "fever", "the doctor", "Yes.", "No.", "urgent care", "which option", "time")
-SHARED = "epochs: 1.6, max_tokens: 512, warmup_steps: 2"
+SHARED = "max_tokens: 512, warmup_steps: 2"
+SFT = f"base: model, data: sft.jsonl, batch_rows: 6, lr: 1e-3, {SHARED}"
+DPO = f"model: model, pairs: dpo.jsonl, batch_pairs: 6, epochs: 1.6, {SHARED}, chunks: 2, chunk_reference: chunk"
+ONE_STEP = f"batch_rows: 40, epochs: 1, precision: float32, {SHARED}"
 LOOK = "hold_out: 0.2, evaluate_every: 3, samples: 2, sample_tokens: 8"
-CHUNKS = "chunks: 2, chunk_reference: chunk"
 RECIPE = f"""\
 family: tiny
 seed: 7
@@ -41,19 +44,19 @@ licence: cc-by-nc-4.0
 hardware: {{row_tokens: 64, checkpoint_steps: 3}}
 steps:
   tuned:
-    sft: {{base: model, data: sft.jsonl, batch_rows: 6, lr: 1e-3, precision: float32, {SHARED}, {LOOK}}}
+    sft: {{{SFT}, epochs: 1.6, precision: float32, {LOOK}}}
   aligned:
-    dpo: {{model: model, pairs: dpo.jsonl, batch_pairs: 6, lr: 1e-2, lora: {{rank: 4}}, {SHARED}, {LOOK}, {CHUNKS}}}
+    dpo: {{{DPO}, lr: 1e-2, lora: {{rank: 4}}, {LOOK}}}
   taken_up:
-    dpo: {{model: model, pairs: dpo.jsonl, batch_pairs: 6, lr: 1e-3, {SHARED}, {CHUNKS}}}
+    dpo: {{{DPO}, lr: 1e-3}}
   killed:
-    sft: {{base: model, data: sft.jsonl, batch_rows: 6, lr: 1e-3, precision: bf16_stochastic, {SHARED}, epochs: 12}}
+    sft: {{{SFT}, epochs: 6, precision: bf16_stochastic}}
   infinite:
-    sft: {{base: overflowing, data: overflowing.jsonl, batch_rows: 40, lr: 1e-3, precision: float32, {SHARED}}}
+    sft: {{base: overflowing, data: overflowing.jsonl, {ONE_STEP}}}
   unreadable:
-    sft: {{base: model, data: unreadable.jsonl, batch_rows: 40, lr: 1e-3, precision: float32, {SHARED}}}
-""".replace(f"{SHARED}, epochs: 12", SHARED.replace("1.6", "12"))
-TIMES = {"finished", "wall_seconds", "peak_memory_bytes", "ranks"}
+    sft: {{base: model, data: unreadable.jsonl, {ONE_STEP}}}
+"""
+TIMES = {"finished", "wall_seconds", "peak_memory_bytes", "ranks", "code"}  # what the run was, not what it made
 BYTES = {"files", "content_digest", "manifest_digest"}  # of weights that agree to rounding only
 STOCHASTIC = 4e-3  # of a tensor's norm: a bf16 gradient summed otherwise turns some roundings of a bf16 weight
 NO_DEEPSPEED = pytest.mark.skipif(
@@ -166,13 +169,13 @@ def same(one: Any, other: Any, relative: float, where: str = "") -> None:
         assert one == other, where
 
 
-def weights(artifact: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(artifact / "model.safetensors").items()}
+def weights(artifact: Path, file: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(artifact / file).items()}
 
 
-def apart(one: Path, other: Path) -> float:
+def apart(one: Path, other: Path, file: str = "model.safetensors") -> float:
     """Largest difference of a tensor, relative to its norm."""
-    a, b = weights(one), weights(other)
+    a, b = weights(one, file), weights(other, file)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).norm() / a[name].norm()) for name in a)
 
@@ -206,7 +209,7 @@ def nothing_is_left(root: Path, out: str) -> None:
 
 
 def test_sft_in_two_copies_behind_a_process_of_its_own(root: Path, alone: Path) -> None:
-    """`via: process` starts `aloe run` for the step, that starts torchrun. Held-out rows and samples are shared, too."""
+    """`via: process` starts `aloe run` for the step, that starts torchrun. Held-out rows and samples are shared."""
     more = "launch={via: process, processes: 2, strategy: ddp}"
     recipe = Recipe.load(root / "recipe.yaml", [more])
     made = launch(recipe, out=root / "ddp", steps=["tuned"], overrides=[more], console=Console(quiet=True))
@@ -225,10 +228,8 @@ def test_dpo_of_adapters_in_two_shards(root: Path, alone: Path) -> None:
     artifact = root / "fsdp2" / "tiny" / "aligned"
     same_run(alone / "aligned", artifact)
     same(manifest(alone / "aligned"), manifest(artifact), 1e-4)
-    adapters = [load_file(a / "adapter" / "adapter_model.safetensors") for a in (alone / "aligned", artifact)]
-    assert adapters[0].keys() == adapters[1].keys()
-    for name, tensor in adapters[0].items():
-        torch.testing.assert_close(adapters[1][name], tensor, rtol=1e-4, atol=1e-5)
+    adapter = "adapter/adapter_model.safetensors"
+    assert apart(alone / "aligned", artifact, adapter) < 1e-4
     nothing_is_left(root, "fsdp2")
     # A plain folder, and fresh for a recipe with another launch.
     from transformers import AutoModelForCausalLM
@@ -285,7 +286,7 @@ def test_interrupted_alone_and_taken_up_by_two(root: Path, alone: Path) -> None:
     artifact = made.artifacts["taken_up"].path
     same_run(alone / "taken_up", artifact)
     theirs = manifest(artifact)
-    assert theirs["summary"].pop("resumed_from") == [6]  # the second chunk, whose reference the checkpoint holds
+    assert theirs["summary"].pop("resumed_from") == [9]  # in the second chunk, whose reference the checkpoint holds
     same(manifest(alone / "taken_up"), theirs, 1e-4)
     nothing_is_left(root, "one-two")
 
@@ -310,33 +311,36 @@ def test_killed_in_two_and_taken_up_alone(root: Path, alone: Path) -> None:
     artifact = made.artifacts["killed"].path
     (resumed,) = json.loads((artifact / "manifest.json").read_text())["summary"]["resumed_from"]
     first, second = (lines(a / "metrics.jsonl") for a in (alone / "killed", artifact))
-    assert resumed in range(3, len(first) - 3)
+    assert resumed in range(3, len(first), 3)
     assert [m["step"] for m in second] == list(range(len(first)))
     exact = ("rows", "tokens", "trained_tokens", "lr")  # the same batches
     same([{name: m[name] for name in exact} for m in first], [{name: m[name] for name in exact} for m in second], 1e-9)
     same([m["loss"] for m in first], [m["loss"] for m in second], 2e-3, "loss")
     assert apart(alone / "killed", artifact) < STOCHASTIC
+    norms = torch.tensor([m["grad_norm"] for m in second])
+    assert not torch.equal(norms, norms.bfloat16().float())  # of bf16 gradients, but not rounded to bf16 itself
     nothing_is_left(root, "two-one")
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_errors_of_either_rank_name_the_row_and_end_the_other(root: Path) -> None:
-    """In the second rank: a loss that overflows in its row. In the first: a row that can't be tokenised, while the
-    second waits for the tokens."""
-    runs = {
-        "infinite": aloe(root, "errors-1", ["infinite"], two("fsdp2")),
-        "unreadable": aloe(root, "errors-2", ["unreadable"], two("ddp")),
-    }
-    began, pipe = time.monotonic(), subprocess.PIPE
-    started = {n: subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for n, command in runs.items()}
-    said = {name: process.communicate(timeout=120)[1] for name, process in started.items()}
-    assert time.monotonic() - began < 100
-    assert {name: process.returncode for name, process in started.items()} == {"infinite": 2, "unreadable": 2}
-    assert "error: step 0: the loss is inf on the rows d11\n" in said["infinite"]
-    assert f"error: {root / 'unreadable.jsonl'}:12: no assistant turn to train on" in said["unreadable"]
-    for text in said.values():
-        assert "Traceback" not in text
-    nothing_is_left(root, "errors-1")
-    nothing_is_left(root, "errors-2")
+@pytest.mark.parametrize(
+    ("step", "strategy", "what", "where"),
+    [
+        ("infinite", "fsdp2", "the loss is inf on the rows d11", "step 0"),
+        ("unreadable", "ddp", "no assistant turn to train on", "unreadable.jsonl:12"),
+    ],
+)
+def test_an_error_in_a_rank_names_the_row_and_ends_the_other(
+    step: str, strategy: str, what: str, where: str, root: Path
+) -> None:
+    """In the second rank, a loss that overflows; in the first, a row that can't be tokenised, while the second waits
+    for the tokens."""
+    recipe, began = Recipe.load(root / "recipe.yaml", [two(strategy)]), time.monotonic()
+    with pytest.raises(AloeError) as caught:
+        run_recipe(recipe, out=root / step, steps=[step], console=Console(quiet=True))
+    assert caught.value.what == what
+    assert str(caught.value.where).endswith(where)
+    assert time.monotonic() - began < 90
+    nothing_is_left(root, step)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from aloe.errors import AloeError
 from aloe.train.checkpoint_files import read_index, reader
-from aloe.train.parallel import STRATEGY, Team, cost, deal, named, trained
+from aloe.train.parallel import STRATEGY, Team, clip_gradients, cost, deal, named, trained
 
 sys.path.insert(0, str(Path(__file__).parent))
 import team_script as script
@@ -254,3 +254,17 @@ def test_loads_dont_depend_on_the_order_of_rows(costs: list[int], ranks: int, ra
     mixed = random.sample(costs, len(costs))
     loads = [[sorted(c[i] for i, _ in part) for part in deal(c, ranks)] for c in (costs, mixed)]
     assert loads[0] == loads[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_gradients_is_float32_whatever_their_type(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    parameters = [torch.nn.Parameter(torch.zeros(n, 7, dtype=dtype)) for n in (3, 50)]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(dtype)
+    exact = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None]).norm()
+    norm = clip_gradients(parameters, 0.5)
+    assert norm.dtype == torch.float32
+    assert float(norm) == pytest.approx(float(exact), rel=1e-6)
+    left = torch.cat([p.grad.double().flatten() for p in parameters if p.grad is not None]).norm()
+    assert float(left) == pytest.approx(0.5, rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
