@@ -254,10 +254,12 @@ def training(data: dict[str, Any]) -> list[str]:
     rows, settings, unit = data["rows"], data["settings"], data["unit"]
     size = settings.get("batch_rows") or settings["batch_pairs"]
     key = "rate" if data["name"] == "sft" else "rate_with_reference"
+    asked = f"--rows {rows['count']}" if data["name"] == "sft" else f"--batch {size} --pairs {rows['count']}"
     lines = [
         f"## {title}: `aloe.train` against TRL {data['peer_version']}",
         "",
-        f"Machine: {place(data['machine'])}. Command: `python benchmarks/{data['name']}.py`. SmolLM2-135M, "
+        f"Machine: {place(data['machine'])}. Command: `python benchmarks/{data['name']}.py --rounds {data['rounds']} "
+        f"{asked} --grid ...`. SmolLM2-135M, "
         f"{rows['count']} real rows of {rows['shortest']:.0f} to {rows['longest']:.0f} tokens (median "
         f"{rows['median']:.0f}, {rows['trained_share']:.0%} trained), {size} in a step, {settings['precision']}. "
         f"Rounds a side: {data['rounds']}; the first {data['warm_up_steps_left_out']} steps aren't counted.",
@@ -280,6 +282,8 @@ def training(data: dict[str, Any]) -> list[str]:
             " The reference's log-probabilities are counted for one pass over the pairs; in the steps alone, pairs/s: "
             f"{found}. Rejected answers: {data['rejected']}."
         )
+    if not any("torch.compile" in name for name in (*data["grid"], data["best"])):
+        lines[-1] += " TRL under `torch_compile` is not among those tried: see the [log](log.md)."
     differences = ", ".join(f"{k} {v['largest_difference']:.1e}" for k, v in data["checks"].items())
     lines += ["", f"Losses of the same batch before and after a step differ by at most: {differences}."]
     if data["grid"]:

@@ -48,13 +48,13 @@ class Rows:
     order: Order
     report: dict[str, Any]
 
-    def budget(self, batch: int, width: int, multiple: int = 1, order: Order | None = None) -> dict[str, Any]:
+    def budget(self, batch: int, width: int, multiple: int = 1) -> dict[str, Any]:
         """What the run will take: `rows`, `steps`, `tokens` and `trained_tokens`, exactly; and padding.
 
         `padding_share` is that of all positions computed, counted on every batch of up to 20,000 rows, else on 200
-        batches drawn by key (`padding_batches` says how many). Args as of `pack`; `order`, where it isn't the run's.
+        batches drawn by key (`padding_batches` says how many). Args as of `pack`.
         """
-        order = order or self.order
+        order = self.order
         times = order.counts()
         steps = math.ceil(len(order) / batch)
         chosen = np.arange(steps)
