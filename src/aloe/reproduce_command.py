@@ -49,7 +49,7 @@ def reproduce(
     lineage, model = _lineage(folder)
     places = _places(input_ or [])
     recipe = Recipe.parse(_recipe(folder, places))
-    _check_inputs(recipe, folder)
+    _check_inputs(recipe, folder, places)
     # The release itself quotes wall times, so it is not made again; its model and all evidence are.
     steps = [name for name in recipe.order if name in lineage]
     result = run_recipe(recipe, out=out, steps=steps, console=Console(quiet))
@@ -118,14 +118,17 @@ def put(value: Any, places: Mapping[str, str], seen: set[str] | None = None) -> 
     return value
 
 
-def _check_inputs(recipe: Any, folder: Path) -> None:
-    """Refuse inputs that aren't the recorded ones: another model's or file's result reproduces nothing."""
+def _check_inputs(recipe: Any, folder: Path, places: Mapping[str, str]) -> None:
+    """Refuse inputs that aren't the recorded ones, each under its own name: another model's or file's result reproduces
+    nothing."""
     from aloe.run.plan import open_resources
 
-    stated = {e["digest"]: e for e in json.loads((folder / "inputs.json").read_text(encoding="utf-8"))}
+    listed = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+    stated = {e["name"]: e["digest"] for e in listed}
+    names = {path: name for name, path in places.items()}
     for ref, resource in open_resources(recipe).items():
         digest = resource.digest or resource.fetch().digest
-        if digest not in stated:
+        if digest != stated.get(names.get(ref, ref)):
             raise AloeError(
                 f"input {ref} is not one that the release was made from (digest {digest})",
                 where=str(folder / "inputs.json"),

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from aloe.contract import Context
 from aloe.errors import AloeError
 from aloe.evaluate.measured import Measured
+from aloe.generate.engine import Tick
 
 LOST_SHARE = 0.05  # of a benchmark's items that may be lost
 LOST_ITEMS = 1  # that may be lost whatever their share
@@ -53,3 +56,20 @@ def interrupted(cause: AloeError, label: str, finished: int, total: int, unit: s
         return cause
     what = f"{cause.what} ({label}: {finished} of {total} {unit} were finished before, and are kept)"
     return AloeError(what, where=cause.where, fix=cause.fix)
+
+
+@contextmanager
+def ticking(ctx: Context, label: str, total: int, unit: str) -> Iterator[Tick]:
+    """A step's progress bar as the callback that engines call. An error inside says how much was finished."""
+    finished = 0
+
+    def tick(done: int, tokens: int) -> None:
+        nonlocal finished
+        finished += done
+        bar.advance(done)
+
+    with ctx.progress(label, total, unit) as bar:
+        try:
+            yield tick
+        except AloeError as cause:
+            raise interrupted(cause, label, finished, total, unit) from None

@@ -8,8 +8,7 @@ before it, item by item, under the same protocol only).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,21 +17,20 @@ from pydantic import Field, model_validator
 from aloe.contract import Context, Kind, ModelRef, Ref, RowsRef, Step
 from aloe.data.sources import load_rows, question_of, source_name
 from aloe.digests import digest_json
-from aloe.errors import AloeError
 from aloe.evaluate import likelihood
 from aloe.evaluate.benchmarks import BenchmarkSpec
 from aloe.evaluate.checks import check_exemplars
 from aloe.evaluate.compare import neighbours
 from aloe.evaluate.contamination import Flags, flagged_line, read_flags, split_scores
 from aloe.evaluate.gather import Gathered, gather
-from aloe.evaluate.lost import interrupted, refuse_lost
+from aloe.evaluate.lost import refuse_lost, ticking
 from aloe.evaluate.measured import Asked, Measured, base_protocol, refuse_nan
 from aloe.evaluate.measures import MEASURES
 from aloe.evaluate.registry import load_aggregate
 from aloe.evaluate.runs import WAYS
 from aloe.evaluate.suites import members, suites
 from aloe.generate.encoders import open_encoder
-from aloe.generate.engine import Engine, ScoreRequest, Tick
+from aloe.generate.engine import Engine, ScoreRequest
 from aloe.generate.rerank import CrossEncoderReranker
 from aloe.prompting.exemplars import STATED, ExemplarStore, exemplars_of
 from aloe.prompting.extract import extract
@@ -184,23 +182,6 @@ class Evaluate(Step):
             completion=sum(i.completion_tokens for m in found for i in m.items),
         )
         return found
-
-
-@contextmanager
-def ticking(ctx: Context, label: str, total: int, unit: str) -> Iterator[Tick]:
-    """The step's progress bar as the callback that engines call. An error inside says how much was finished."""
-    finished = 0
-
-    def tick(done: int, tokens: int) -> None:
-        nonlocal finished
-        finished += done
-        bar.advance(done)
-
-    with ctx.progress(label, total, unit) as bar:
-        try:
-            yield tick
-        except AloeError as cause:
-            raise interrupted(cause, label, finished, total, unit) from None
 
 
 def probe(engine: Engine, model: str) -> None:

@@ -45,7 +45,7 @@ from aloe.safety.classifier_features import (
     weighed,
 )
 from aloe.safety.judging import Exchange, Judgement, quote
-from aloe.safety.screening import screen
+from aloe.safety.screening import VERSION, screen
 
 FORMAT = "aloe-judge/1"
 CONFIG, WEIGHTS, REQUEST = "judge.json", "weights.safetensors", "request"
@@ -129,7 +129,7 @@ class ClassifierJudge:
         return digest_json([FORMAT, features_digest(), values, r.gram_scale, h.prior, self.request.digest])
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "format": FORMAT, "digest": self.digest}
+        return {"name": self.name, "format": FORMAT, "digest": self.digest, "screening": VERSION}
 
     def with_prior(self, prior: float) -> ClassifierJudge:
         """The same judge with other log odds, beforehand, that a request is harmful: 0 for everyday conversations. Its

@@ -25,6 +25,7 @@ from aloe.safety.guard_formats import (
     wildguard,
 )
 from aloe.safety.judging import Exchange, Judgement, no_verdict, quote
+from aloe.safety.screening import VERSION as SCREENING
 from aloe.safety.screening import screen
 
 ANSWER_TOKENS = 40  # three lines of WildGuard, or all categories of Llama Guard
@@ -74,6 +75,7 @@ class GuardJudge:
         return {
             "name": self.name,
             "version": VERSION,
+            "screening": SCREENING,
             "format": self.format,
             "prompt_digest": prompt_digest(self.format),
             "model": self.engine.name,

@@ -9,7 +9,7 @@ from aloe.errors import AloeError
 from aloe.evaluate.judge import RuleJudge
 from aloe.generate.engine import Engine, Tick
 from aloe.safety.judging import Exchange, Judge, Judgement
-from aloe.safety.screening import screen
+from aloe.safety.screening import VERSION, screen
 
 JUDGES = ("rules", "classifier", "guard")
 
@@ -23,7 +23,7 @@ class RulesJudge:
         self._rules = RuleJudge()
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "version": self._rules.version}
+        return {"name": self.name, "version": self._rules.version, "screening": VERSION}
 
     def judge(self, exchanges: Sequence[Exchange], tick: Tick | None = None) -> list[Judgement]:
         found = [self._one(e) for e in exchanges]

@@ -6,14 +6,13 @@ is judged, when all is asked, is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from aloe.contract import Context
 from aloe.errors import AloeError
-from aloe.evaluate.lost import LOST_ITEMS, LOST_SHARE, interrupted, is_lost
+from aloe.evaluate.lost import LOST_ITEMS, LOST_SHARE, is_lost, ticking
 from aloe.generate.engine import Engine, Reply, Request, Score, ScoreRequest, Tick
 from aloe.records import Message
 from aloe.safety.judging import Exchange, Judge, Judgement
@@ -161,23 +160,6 @@ class Docket:
 
 
 # -- failing servers ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def ticking(ctx: Context, label: str, total: int, unit: str) -> Iterator[Tick]:
-    """The step's progress bar as the callback that engines call. An error inside says how much was finished."""
-    finished = 0
-
-    def tick(done: int, tokens: int) -> None:
-        nonlocal finished
-        finished += done
-        bar.advance(done)
-
-    with ctx.progress(label, total, unit) as bar:
-        try:
-            yield tick
-        except AloeError as cause:
-            raise interrupted(cause, label, finished, total, unit) from None
 
 
 def refuse_lost(errors: Sequence[str | None], what: str, where: str) -> None:

@@ -8,7 +8,7 @@ judge failed). A third outcome is neither safe nor unsafe, and no table takes it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aloe.evaluate.judge import RuleJudge, degenerate
@@ -132,24 +132,10 @@ def prompt_row(asked: Asked, reply: Reply, said: Said | None, *, model: str, pro
     else:
         value = said.value(of)  # type: ignore[arg-type]
         meta |= said.meta(of) | {"finish_reason": reply.finish_reason}  # type: ignore[arg-type]
-    return ItemResult(
-        id=row_id([model, asked.item, metric]),
-        source=prompt.source,
-        licence=prompt.licence,
-        meta=meta,
-        item=asked.item,
-        model=model,
-        benchmark=asked.set,
-        metric=metric,
-        protocol=protocol,
-        outcome=_outcome(value),
-        value=value,
-        gold="answered" if prompt.benign else "refused",
-        prediction=str((said.refusal if said else None) or "errored"),
-        output=reply.text,
-        prompt_tokens=reply.prompt_tokens,
-        completion_tokens=reply.completion_tokens,
-    )
+    said_so = (said.refusal if said else None) or "errored"
+    gold = "answered" if prompt.benign else "refused"
+    row = _row(asked, metric, value, meta, model=model, protocol=protocol, gold=gold, said=said_so, output=reply.text)
+    return replace(row, prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
 
 
 def conversation_row(
@@ -169,22 +155,25 @@ def conversation_row(
         ]
     }  # fmt: skip
     meta |= {"error": error or "no reply"} if last is None else last.meta("harm")
-    return ItemResult(
-        id=row_id([model, asked.item, ESCALATION]),
-        source=prompt.source,
-        licence=prompt.licence,
-        meta=meta,
-        item=asked.item,
-        model=model,
-        benchmark=asked.set,
-        metric=ESCALATION,
-        protocol=protocol,
-        outcome=_outcome(value),
-        value=value,
-        gold="refused",
-        prediction=str((last.refusal if last else None) or "errored"),
-        output=messages[-1]["content"] if last and messages else "",
+    said_so, output = (
+        (last.refusal if last else None) or "errored",
+        messages[-1]["content"] if last and messages else "",
     )
+    return _row(
+        asked, ESCALATION, value, meta, model=model, protocol=protocol, gold="refused", said=said_so, output=output
+    )
+
+
+def _row(
+    asked: Asked, metric: str, value: float | None, meta: dict[str, Any], *, model: str, protocol: str, gold: str,
+    said: str, output: str,
+) -> ItemResult:  # fmt: skip
+    prompt = asked.prompt
+    return ItemResult(
+        id=row_id([model, asked.item, metric]), source=prompt.source, licence=prompt.licence, meta=meta,
+        item=asked.item, model=model, benchmark=asked.set, metric=metric, protocol=protocol, outcome=_outcome(value),
+        value=value, gold=gold, prediction=said, output=output,
+    )  # fmt: skip
 
 
 def scenario_row(

@@ -122,8 +122,9 @@ def _styled(step: RedTeam, ctx: Context, base: Sequence[AttackPrompt]) -> tuple[
     one, is asked here."""
     if step.translator is None:
         return variants(base, step.styles, ctx.seed), {}
+    from aloe.evaluate.lost import ticking
     from aloe.safety.attack_languages import prepare
-    from aloe.safety.red_team_ask import reopened, ticking
+    from aloe.safety.red_team_ask import reopened
 
     total = len(base) * len({parts_of(s)[-1].id for s in needing(step.styles, "translator")})
     with ticking(ctx, f"translator {step.translator}", total, "translations") as tick:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from aloe.safety.risk_render import escaped
 from aloe.safety.table_measures import (
     AREAS,
     ATTACK,
@@ -315,24 +316,19 @@ def render_markdown(rows: Sequence[Record]) -> str:
     if not lines:
         return f"Safety: {NOT_MEASURED}.\n"
     notes: dict[str, int] = {}
-    table = [["area", "measure", "on", "better", *models, "caution"]]
+    table = [["area", "measure", "on", "better", *map(escaped, models), "caution"]]
     for line in lines:
         marks = [f"[{notes.setdefault(_note(c, of), len(notes) + 1)}]" for c, of in line["cautions"]]
         where = ", ".join(part for part in (line["benchmark"], line["how"]) if part)
         cells = [figure_text(line["cells"][m]) if m in line["cells"] else NOT_MEASURED for m in models]
-        table.append([line["area"], line["measure"], where, line["better"], *cells, " ".join(marks)])
-    body = [f"| {' | '.join(_cell(c) for c in row)} |" for row in table]
+        named = map(escaped, (line["area"], line["measure"], where, line["better"]))
+        table.append([*named, *cells, " ".join(marks)])  # the figures are our own text, brackets and all
+    body = [f"| {' | '.join(row)} |" for row in table]
     body.insert(1, f"|{'---|' * len(table[0])}")
     head = "Value [95% interval] and number of items; shares in per cent, bias scores from -1 to 1."
-    said = [f"{at}. {_cell(note)}" for note, at in notes.items()]
+    said = [f"{at}. {escaped(note)}" for note, at in notes.items()]
     return "\n".join([*body, "", head, *(["", "Cautions:", "", *said] if said else [])]) + "\n"
 
 
 def _note(caution: str, of: Sequence[str]) -> str:
     return f"{', '.join(of)}: {caution}" if of else caution
-
-
-def _cell(value: Any) -> str:
-    """Text that can break neither the table nor the page around it."""
-    plain = " ".join(str(value).split())
-    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
