@@ -26,6 +26,11 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for artifacts: OUT/<fam
 Sets = Annotated[list[str], typer.Option("--set", help="Override a field: step.field=value. May be repeated.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The recipe's seed.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of the recipe's named sets, instead of the hub.")]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", help="Time to fit into, such as 2h: sizes the fields of the recipe's `budget`."),
+]
 
 
 def main() -> None:
@@ -49,6 +54,27 @@ def _load(recipe: Path, sets: list[str], seed: int | None) -> Any:
     return Recipe.load(recipe, [*sets, *([f"seed={seed}"] if seed is not None else [])])
 
 
+def _overrides(
+    recipe: Path, sets: list[str], data: Path | None, budget: str | None, out: Path, keep: bool
+) -> list[str]:
+    """What --set, --data and --budget say, as assignments; a --set comes last and so wins."""
+    given = [*([f"data.folder={data}"] if data is not None else []), *sets]
+    if budget is None:
+        return given
+    from aloe.recipe import Recipe
+    from aloe.recipe_names import ranges_of, seconds_of
+    from aloe.run.sizing import sized
+    from aloe.run.summary import print_sizes
+
+    family = Recipe.load(recipe, given).head.family
+    chosen, told = sized(
+        lambda more: Recipe.load(recipe, [*more, *given]), ranges_of(recipe), seconds_of(budget), out / family,
+        where=str(recipe), keep=keep,
+    )  # fmt: skip
+    print_sizes(told)
+    return [*chosen, *given]
+
+
 @app.command()
 def run(
     recipe: Path,
@@ -57,6 +83,8 @@ def run(
     set_: Sets = [],
     seed: Seed = None,
     redo: Annotated[list[str], typer.Option("--redo", help="Make this step anew though it is fresh.")] = [],
+    data: Data = None,
+    budget: Budget = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a recipe: what is fresh is kept, the rest is made."""
@@ -64,8 +92,9 @@ def run(
     from aloe.run.progress import Console
     from aloe.run.summary import print_result
 
-    loaded = _load(recipe, set_, seed)
-    overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
+    sets = _overrides(recipe, set_, data, budget, out, keep=True)
+    loaded = _load(recipe, sets, seed)
+    overrides = [*sets, *([f"seed={seed}"] if seed is not None else [])]
     result = launch(loaded, out=out, steps=steps or (), redo=redo, overrides=overrides, console=Console(quiet))
     if not quiet:
         print_result(loaded, result)
@@ -78,11 +107,13 @@ def plan(
     set_: Sets = [],
     seed: Seed = None,
     full: Annotated[bool, typer.Option("--full", help="Write out the recipe with every default.")] = False,
+    data: Data = None,
+    budget: Budget = None,
 ) -> None:
     """What would run, what is fresh, and why; tokens, memory and time where they can be estimated."""
     from aloe.run.summary import print_plan
 
-    loaded = _load(recipe, set_, seed)
+    loaded = _load(recipe, _overrides(recipe, set_, data, budget, out, keep=False), seed)
     if full:
         print(loaded.dump(loaded.order), end="")
         return

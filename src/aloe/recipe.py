@@ -21,6 +21,7 @@ from aloe.errors import AloeError
 from aloe.generate.server_spec import ServerSpec, direct, is_direct
 from aloe.licence import require_known
 from aloe.recipe_file import LinePath, parse_yaml, read_value
+from aloe.recipe_names import FIELDS, spelled_out
 from aloe.steps import VERBS
 
 
@@ -106,10 +107,11 @@ class Recipe:
         where = _Where(str(path) if path else "recipe", lines or {})
         if not isinstance(raw, dict):
             raise AloeError("a recipe is a map with family, licence and steps", where=where())
+        raw = spelled_out(raw, where, path.resolve().parent if path else None)
         fields = {k: v for k, v in raw.items() if k != "steps"}
         if "servers" in fields:
             fields["servers"] = _servers(fields["servers"], raw.get("steps"), where)
-        head = _build(Head, fields, where, (), "recipe", {"steps"})
+        head = _build(Head, fields, where, (), "recipe", {"steps", *FIELDS})
         if not re.fullmatch(r"[\w.-]+", head.family):
             raise AloeError(
                 f"family {head.family!r} must be a folder name",

@@ -1,17 +1,21 @@
 """What a run will cost, before it runs. From the step's own last run here where there was one; else from arithmetic.
 
 Training a token costs about 6 FLOPs a parameter (forward 2, backward 4), reading one 2 (Kaplan et al. 2020,
-arXiv 2001.08361, section 2.1). Speed is this machine's measured float32 matrix product times `SHARE`, a round figure:
-the rest goes to what isn't a matrix product. Estimates, not promises, and only until a step has run once here.
+arXiv 2001.08361, section 2.1), and DPO reads each once more for the reference. Writing one costs `WRITING` times what
+reading it does: replies are written a token at a time, a few side by side, and the weights pass by for each. Speed is
+this machine's measured matrix product in the precision asked for, times `SHARE`, a round figure: the rest goes to what
+isn't a matrix product. Estimates, not promises, and only until a step has run once here.
 """
 
 from __future__ import annotations
 
+import gzip
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aloe.contract import Ref, Step, references
 from aloe.errors import AloeError
@@ -19,17 +23,33 @@ from aloe.run.inputs import Resource, open_resource
 from aloe.run.plan import StepPlan
 from aloe.run.store import Store
 
-SHARE = 0.5  # of the measured float32 matrix speed; ours
+SHARE = 0.5  # of the measured matrix speed; ours
+WRITING = 4.0  # a written token against a read one, on CPU with 16 replies side by side; ours
+LOADING = 4.0  # seconds until a model answers
+BYTES = {"float32": 4, "bfloat16": 2}
 ADAM_BYTES = 16  # float32 weights, gradients and two moments, per parameter
 MERGE_SECONDS = 1e-7  # per parameter, of three models on one core
 # Tokens, as the starter data has them: a question with options, a request, rows of training, a written explanation.
-QUESTION, REQUEST = 95, 60
+QUESTION, REQUEST, PAIR = 95, 60, 20
 SCENARIO_TURNS = 2  # of the user in a clinical scenario, about
 DRAWS = 25  # continuations of an opening, where the benchmark names no number
 TOKENS_OF = {
     "sft": 130, "dpo": 220, "synthesize": 400, "rewrite": 600, "preference_pairs": 130, "red_team_pairs": REQUEST,
 }  # fmt: skip
 ROWS = Ref((), "rows")
+
+
+class Count(NamedTuple):
+    """Tokens read and tokens written."""
+
+    read: int
+    written: int = 0
+
+    def times(self, n: int) -> Count:
+        return Count(self.read * n, self.written * n)
+
+    def plus(self, other: Count) -> Count:
+        return Count(self.read + other.read, self.written + other.written)
 
 
 @dataclass(frozen=True)
@@ -50,78 +70,105 @@ def estimates(recipe: Any, planned: list[StepPlan], store: Store) -> dict[str, G
             m = current.manifest
             guesses[item.name] = Guess(sum(m["tokens"].values()), m["wall_seconds"], m["peak_memory_bytes"] / 1e9)
         else:
-            guesses[item.name] = _by_arithmetic(recipe, recipe.steps[item.name], item.name)
+            guesses[item.name] = by_arithmetic(recipe, recipe.steps[item.name], item.name)
     return guesses
 
 
-def _by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
+def by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
+    """A guess that looks at no earlier run."""
     size = max(
         (_parameters(recipe, name, ref) for _, ref, mark in references(step) if mark.resource == "model"), default=0
     )
     values = step.model_dump(mode="json")
+    precision = recipe.setting("engine.precision")
     if step.verb == "merge":
         return Guess(0, size * MERGE_SECONDS, 1.0)
     if step.verb == "merge_search":
         models = values["budget"] + len(values["models"]) + 1  # half of the items for each, some both halves
         asked = values["safety"] or {"requests": None}
         rows = (asked["limit"] or _file_rows(recipe, asked["requests"])) if asked["requests"] else 0
-        tokens = models * (_benchmark(recipe, {"protocol": "likelihood", **values["benchmark"]}) + rows * REQUEST) // 2
-        guess = _work(tokens, 2, size, 4)
-        return Guess(tokens, guess.seconds + models * size * MERGE_SECONDS, guess.memory_gb)
+        read = models * (_benchmark(recipe, {"protocol": "likelihood", **values["benchmark"]}).read + rows * REQUEST)
+        guess = _asking(Count(read // 2), size, precision)
+        return Guess(guess.tokens, guess.seconds + models * size * MERGE_SECONDS, guess.memory_gb)
     if step.verb == "red_team_loop":  # every request in every style, asked and trained on in every round
         rows = values["limit"] or sum(_file_rows(recipe, ref) for ref in values["requests"])
-        asked = rows * len(values["styles"]) * (REQUEST + values["max_new_tokens"]) * values["rounds"]
-        trained = int(asked * values["dpo"]["epochs"] / (1 - values["benign_share"]))
-        reading, training = _work(asked, 2, size, 4), _work(trained, 6, size, ADAM_BYTES)
-        return Guess(asked + trained, reading.seconds + training.seconds, training.memory_gb)
+        turns = rows * len(values["styles"]) * values["rounds"]
+        asked = Count(REQUEST, values["max_new_tokens"]).times(turns)
+        trained = int(sum(asked) * values["dpo"]["epochs"] / (1 - values["benign_share"]))
+        reading, training = _asking(asked, size, precision), _training(trained, size, 8)
+        return Guess(sum(asked) + trained, reading.seconds + training.seconds, training.memory_gb)
     if step.makes == "model":
         tokens = int(_rows(recipe, step, values) * values["epochs"] * TOKENS_OF[step.verb])
-        return _work(tokens, 6, size, ADAM_BYTES)
+        return _training(tokens, size, 8 if step.verb == "dpo" else 6)
     if step.verb == "evaluate":
-        tokens = sum(_benchmark(recipe, spec) for spec in values["benchmarks"].values()) * len(values["models"])
-        return _work(tokens, 2, size, 4)
+        one = Count(0)
+        for spec in values["benchmarks"].values():
+            one = one.plus(_benchmark(recipe, spec))
+        sizes = [_parameters(recipe, name, ref) for ref in values["models"]]
+        return _together([_asking(one, n, precision) for n in sizes])
     if step.verb == "red_team":
-        tokens = _red_team(recipe, values) * len(values["models"])
-        asked = max((_parameters(recipe, name, ref) for ref in values["models"]), default=0)  # a guard may be larger
-        return Guess(tokens, _work(tokens, 2, asked, 4).seconds, _work(tokens, 2, size, 4).memory_gb)
+        one = _red_team(recipe, values)
+        sizes = [_parameters(recipe, name, ref) for ref in values["models"]]  # a guard may be larger
+        guess = _together([_asking(one, n, precision) for n in sizes])
+        return Guess(guess.tokens, guess.seconds, size * BYTES[precision] / 1e9 + 1.0 if size else 0.0)
     if step.verb in TOKENS_OF:
         rows = _rows(recipe, step, values) * len(values.get("models", [0])) * len(values.get("styles", [0]))
-        asked = values.get("tries", 1) * values.get("samples", 1)
-        tokens = rows * (TOKENS_OF[step.verb] + values["max_new_tokens"]) * asked
-        return _work(tokens, 2, size, 4)
+        again = values.get("tries", 1) * values.get("samples", 1)
+        return _asking(Count(TOKENS_OF[step.verb], values["max_new_tokens"]).times(rows * again), size, precision)
     return Guess()
 
 
-def _work(tokens: int, flops_a_token: int, size: int, bytes_a_parameter: int) -> Guess:
-    """Nothing but tokens is known when the model's size isn't."""
+def _asking(count: Count, size: int, precision: str) -> Guess:
+    """Of one model. Nothing but tokens is known when its size isn't."""
+    if not size or not sum(count):
+        return Guess(sum(count))
+    seconds = 2 * size * (count.read + WRITING * count.written) / _flops(precision)
+    return Guess(sum(count), seconds + LOADING, size * BYTES[precision] / 1e9 + 1.0)
+
+
+def _training(tokens: int, size: int, flops_a_parameter: int) -> Guess:
     if not size:
         return Guess(tokens)
-    return Guess(tokens, flops_a_token * size * tokens / _flops(), size * bytes_a_parameter / 1e9 + 1.0)
+    seconds = flops_a_parameter * size * tokens / _flops("float32")
+    return Guess(tokens, seconds + LOADING, size * ADAM_BYTES / 1e9 + 1.0)
 
 
-def _benchmark(recipe: Any, spec: Mapping[str, Any]) -> int:
+def _together(guesses: Sequence[Guess]) -> Guess:
+    """One after the other."""
+    return Guess(
+        sum(g.tokens for g in guesses), sum(g.seconds for g in guesses), max((g.memory_gb for g in guesses), default=0)
+    )
+
+
+def _benchmark(recipe: Any, spec: Mapping[str, Any]) -> Count:
     """Tokens of one benchmark for one model: prompts in every order, shots, and replies."""
     items = spec["limit"] or _file_rows(recipe, spec["data"])
     reply = spec.get("max_new_tokens") or 160
     if spec["protocol"] == "likelihood":
-        return items * QUESTION * (spec["rotations"] or 4)
+        return Count(QUESTION * (spec["rotations"] or 4)).times(items)
+    if spec["protocol"] == "plain":
+        return Count(QUESTION * (1 + (spec.get("shots") or 0))).times(items)
+    if spec["protocol"] == "pairs":
+        return Count(2 * PAIR).times(items)
     if spec["protocol"] == "continuations":
-        return items * (REQUEST + (spec.get("draws") or DRAWS) * reply)
+        return Count(REQUEST, (spec.get("draws") or DRAWS) * (spec.get("max_new_tokens") or 20)).times(items)
     if spec["protocol"] != "generated":
-        return items * (REQUEST + reply)
+        return Count(REQUEST, reply).times(items)
     members, shots = spec["members"] or 5, spec["shots"] or 5
+    one = Count(QUESTION, reply)
     per_strategy = {
-        "direct": QUESTION + reply,
-        "cot": QUESTION + reply,
-        "self_consistency": members * (QUESTION + reply),
-        "medprompt": shots * 2 * QUESTION + members * (QUESTION + reply),
+        "direct": Count(QUESTION, min(reply, 32)),
+        "cot": one,
+        "self_consistency": Count(QUESTION, members * reply),  # the prompt is read once for all members
+        "medprompt": Count(shots * 2 * QUESTION, 0).plus(one.times(members)),
     }
-    return items * sum(
-        per_strategy.get(s, (shots * 2 + 1) * QUESTION + reply) for s in spec["strategies"] or ["direct"]
-    )
+    total = Count(0)
+    for strategy in spec["strategies"] or ["direct"]:
+        total = total.plus(per_strategy.get(strategy, Count((shots * 2 + 1) * QUESTION, reply)))
+    return total.times(items)
 
 
-def _red_team(recipe: Any, values: Mapping[str, Any]) -> int:
+def _red_team(recipe: Any, values: Mapping[str, Any]) -> Count:
     """Tokens of one model under attack: attacks in every style, look-alikes, scenarios and escalations, each turn of
     which is read again in the next. Files are taken whole: what of them is another split isn't known before they are
     read. Judges and attackers are other models, and not in it."""
@@ -138,20 +185,23 @@ def _red_team(recipe: Any, values: Mapping[str, Any]) -> int:
     budget = values["budget"] or {"attempts": None, "tokens": None}
     if budget["attempts"]:
         attempts = min(attempts, budget["attempts"])
-    beside = rows(values["benign"], limit) * (REQUEST + reply)
+    one = Count(REQUEST, reply)
+    total = one.times(attempts + rows(values["benign"], limit))
     if values["scenarios"]:
         scenes = rows([values["scenarios"]], limit)
-        beside += scenes * _conversation(SCENARIO_TURNS, values["scenario_tokens"])
+        total = total.plus(_conversation(SCENARIO_TURNS, values["scenario_tokens"]).times(scenes))
     if values["escalation"]:
         climbed = min(base, values["escalation"]["limit"] or base)
-        beside += climbed * _conversation(values["escalation"]["turns"], reply)
-    tokens = beside + attempts * (REQUEST + reply)
-    return min(tokens, budget["tokens"]) if budget["tokens"] else tokens
+        total = total.plus(_conversation(values["escalation"]["turns"], reply).times(climbed))
+    if budget["tokens"] and sum(total) > budget["tokens"]:
+        written = budget["tokens"] * total.written // sum(total)
+        return Count(budget["tokens"] - written, written)
+    return total
 
 
-def _conversation(turns: int, reply: int) -> int:
+def _conversation(turns: int, reply: int) -> Count:
     """Tokens of a conversation in which each turn reads all before it."""
-    return turns * (turns + 1) // 2 * REQUEST + turns * (turns - 1) // 2 * reply + turns * reply
+    return Count(turns * (turns + 1) // 2 * REQUEST + turns * (turns - 1) // 2 * reply, turns * reply)
 
 
 def _parameters(recipe: Any, name: str, ref: str, depth: int = 0) -> int:
@@ -163,8 +213,14 @@ def _parameters(recipe: Any, name: str, ref: str, depth: int = 0) -> int:
     mark = next((m for _, r, m in recipe.outside[name] if r == ref), None)
     if mark is None or mark.resource != "model":
         return 0
+    return _outside_size(ref, mark, recipe.near)
+
+
+@cache
+def _outside_size(ref: str, mark: Ref, near: Path | None) -> int:
+    """Kept for the process: sizing asks for it again and again, and opening a model reads its digest."""
     try:
-        resource = open_resource(ref, mark, recipe.near)
+        resource = open_resource(ref, mark, near)
     except AloeError:
         return 0
     return model_size(resource)
@@ -209,14 +265,21 @@ def _file_rows(recipe: Any, ref: str) -> int:
         path = open_resource(ref, ROWS, recipe.near).path
     except AloeError:
         return 0
-    if path is None or path.suffix != ".jsonl":
+    if path is None or not path.name.endswith((".jsonl", ".jsonl.gz")):
         return 0
-    with open(path, "rb") as handle:
+    return _lines(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _lines(path: Path, changed: int) -> int:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as handle:
         return sum(1 for _ in handle)
 
 
 @cache
-def _flops() -> float:
-    from aloe.run.doctor import matmul_gflops
+def _flops(precision: str) -> float:
+    from aloe.models.load import DTYPES
+    from aloe.models.speed import matmul_flops
 
-    return matmul_gflops(0.3) * 1e9 * SHARE
+    # The best of short looks: other work on the machine slows a long one down, and with it every estimate.
+    return max(matmul_flops(0.02, DTYPES[precision]) for _ in range(20)) * SHARE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def print_sizes(told: Mapping[str, Any]) -> None:
+    """What --budget chose."""
+    values = ", ".join(f"{field}={value}" for field, value in told["values"].items())
+    took, given = _time(told["estimated_seconds"]), _time(told["budget_seconds"])
+    _console().print(f"sized for {given}: about {took}, {told['share']:.0%} of each range: {values}", soft_wrap=True)
 
 
 def print_result(recipe: Any, result: RunResult) -> None:
