@@ -10,11 +10,14 @@ from typer.testing import CliRunner
 
 from aloe.cli import app
 from aloe.recipe import Recipe
+from aloe.recipe_file import read_yaml
 from aloe.run.plan import plan
 from aloe.run.store import Store
 from aloe.steps import VERBS
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = [p for p in SHIPPED if not p.stem.startswith("study")]
+STUDY = [p for p in SHIPPED if p.stem.startswith("study")]
 
 
 def test_there_are_the_demo_and_three_of_the_papers_bases() -> None:
@@ -62,3 +65,48 @@ def test_plan_command_prints_every_step(path: Path, tmp_path: Path, monkeypatch:
     assert result.exit_code == 0, result.output
     for name in Recipe.load(path).order:
         assert name in result.output
+
+
+# -- the study: rows from a folder, named once -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Empty files by the names that the study's recipes give, and a classifier's folder."""
+    for path in STUDY:
+        for spec in read_yaml(path)["data"]["sets"].values():
+            file = tmp_path / "rows" / spec["file"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    (tmp_path / "toxicity").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda p: p.stem)
+def test_the_study_is_planned_from_a_folder(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    sets = [f"data.folder={folder / 'rows'}"]
+    sets += [f"models.toxicity={folder / 'toxicity'}"] if path.stem == "study" else []
+    recipe = Recipe.load(path, sets)
+    planned = plan(recipe, Store(folder / "out"))
+    assert [p.name for p in planned] == recipe.order
+
+
+def test_the_study_of_sizes_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    [path] = [p for p in STUDY if p.stem == "study-sizes"]
+    assert Recipe.load(path).order == ["sizes", "strategies"]
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda p: p.stem)
+def test_what_a_budget_may_shrink_exists_and_is_written_at_its_least(path: Path, folder: Path) -> None:
+    """Every range names a field that the recipe has; without --budget the recipe is the small one."""
+    raw = read_yaml(path)
+    recipe = Recipe.load(path, [f"data.folder={folder / 'rows'}"])
+    assert raw["budget"]
+    for dotted, (least, most) in raw["budget"].items():
+        step, *rest = dotted.split(".")
+        value: Any = recipe.steps[step]
+        for part in rest:
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        assert 1 <= value <= least <= most, dotted

@@ -277,8 +277,10 @@ def test_pairs_that_prefer_nothing_are_named(run: Any, tiny_tokenizer: Any, tmp_
     build = PairBuilder(ChatTemplate(tiny_tokenizer))
     good = {"prompt": "Fever?", "chosen": "Rest.", "rejected": "No."}
     write_jsonl(path, [good, {**good, "rejected": "Rest."}])
-    with pytest.raises(AloeError, match=r"pairs.jsonl:2: chosen and rejected are the same text"):
+    with pytest.raises(AloeError, match=r"pairs.jsonl:2: 1 of 2 rows can't be used, .* are the same text\n  fix: mend"):
         run({str(path): 1.0}, build=build, read=read_preferences, verb="dpo")
+    rows, _, _ = run({str(path): 1.0}, build=build, read=read_preferences, verb="dpo", max_dropped=0.5)
+    assert len(rows.examples) == 1
     write_jsonl(path, [good, {**good, "id": "b"}])
     rows, _, _ = run({str(path): 1.0}, build=build, read=read_preferences, verb="dpo")
     assert len(rows.examples) == 2
@@ -339,8 +341,8 @@ def test_rows_are_read_as_they_are_needed(
             ahead.append(len(read) - self.asked)
             return super().many(rows)
 
-    def reading(source: Path) -> Iterator[TextRow]:
-        for row in read_dialogues(source):
+    def reading(source: Path, unfit: Any) -> Iterator[TextRow]:
+        for row in read_dialogues(source, unfit):
             read.append(row.key)
             yield row
 

@@ -116,3 +116,31 @@ def test_preferences_as_two_conversations_share_their_prompt(tmp_path: Path) -> 
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(AloeError, match="don't share the conversation"):
         list(read_preferences(path))
+
+
+def test_transcripts_and_turns_as_others_write_them(tmp_path: Path) -> None:
+    """hh-rlhf's texts with their speakers in them, and ShareGPT's `from` and `value`, say the same pair."""
+    asked = [{"role": "user", "content": "Fever?"}, {"role": "assistant", "content": "How high?"},
+             {"role": "user", "content": "39"}]  # fmt: skip
+    before = "\n\nHuman: Fever?\n\nAssistant: How high?\n\nHuman: 39\n\nAssistant: "
+    path = tmp_path / "pairs.jsonl"
+    turns = [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in asked]
+    answers = {"chosen": {"from": "gpt", "value": "Drink."}, "rejected": {"from": "gpt", "value": "No."}}
+    for row in ({"chosen": before + "Drink.", "rejected": before + "No."}, {"messages": turns, **answers}):
+        write_jsonl(path, [row])
+        [read] = read_preferences(path)
+        assert (read.messages, read.chosen, read.rejected) == (asked, "Drink.", "No.")
+
+
+def test_rows_that_are_no_pairs_are_told_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    good = {"prompt": "Fever?", "chosen": "Rest.", "rejected": "No."}
+    blank = "\n\nHuman: Fever?\n\nAssistant:"
+    rows = [good, {"id": "b", "chosen": blank, "rejected": blank + " No."}, {**good, "id": "c", "chosen": "No."}]
+    write_jsonl(path, rows)
+    told: list[tuple[str, int, str]] = []
+    assert len(list(read_preferences(path, lambda *what: told.append(what)))) == 1
+    assert [(key, number) for key, number, _ in told] == [("b", 2), ("c", 3)]
+    write_jsonl(path, [{"prompt": "Fever?", "chosen": "Rest."}])
+    with pytest.raises(AloeError, match="no field 'rejected'"):  # every row of the file would be passed over
+        list(read_preferences(path, lambda *what: None))

@@ -25,6 +25,7 @@ from aloe.data.options import (
 from aloe.data.scenario_rows import scenario
 from aloe.errors import AloeError
 from aloe.records import AttackPrompt, Dialogue, Message, Preference, Question, Row, Scenario, row_id
+from aloe.turns import is_transcript, transcript_turns, turn_of
 
 ANSWER_COLUMNS = ("answer_idx", "answer_index", "cop", "answer")  # the first that a row has counts
 COLUMNS = (  # names that a declared mapping can map to
@@ -165,10 +166,6 @@ def _question(row: Mapping[str, Any], defaults: Defaults) -> Row:
 
 # ---------------------------------------------------------------------------------------------- conversations
 
-_ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
-          "model": "assistant", "bot": "assistant", "chatgpt": "assistant", "system": "system"}  # fmt: skip
-
-
 def messages_of(value: Any) -> list[Message]:
     """Messages from `[{role, content}]` or ShareGPT `[{from, value}]`, roles mapped to system, user, assistant."""
     value = parsed(value)
@@ -180,12 +177,13 @@ def messages_of(value: Any) -> list[Message]:
 def _message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise Misfit("bad_message", f"a turn should be a map, found {type(turn).__name__}")
-    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if str(role).lower() not in _ROLES:
-        raise Misfit("unknown_role", f"role {role!r} is not one of system, user, assistant (human, gpt)")
+    role, text = turn_of(turn)
+    if role is None:
+        named = turn.get("role", turn.get("from"))
+        raise Misfit("unknown_role", f"role {named!r} is not one of system, user, assistant (human, gpt)")
     if not isinstance(text, str) or not text.strip():
         raise Misfit("empty_turn", f"a turn of {role} is blank")
-    return {"role": _ROLES[str(role).lower()], "content": text}
+    return {"role": role, "content": text}
 
 
 def _alternating(messages: list[Message], last: str) -> list[Message]:
@@ -315,10 +313,9 @@ def _parsed_turns(value: Any) -> list[Message]:
         return messages_of(value)
     if not isinstance(value, str) or not value.strip():
         raise Misfit("empty_answer", "chosen or rejected is missing or blank")
-    if not value.startswith("\n\nHuman:"):
+    if not is_transcript(value):
         return [{"role": "assistant", "content": value}]
-    pieces = value.replace("\n\nAssistant:", "\n\nHuman:\0").split("\n\nHuman:")[1:]
-    return [_message({"role": "gpt" if p[:1] == "\0" else "human", "content": p.lstrip("\0").strip()}) for p in pieces]
+    return [_message(turn) for turn in transcript_turns(value)]
 
 
 def _attack(row: Mapping[str, Any], defaults: Defaults) -> Row:

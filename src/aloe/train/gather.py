@@ -26,16 +26,17 @@ from aloe.errors import AloeError
 from aloe.keyed import key64
 from aloe.train import tokens
 from aloe.train.order import Order, mixed, permuted, quotas
-from aloe.train.packing import TextRow, grouped
+from aloe.train.packing import TextRow, Unfit, grouped
 from aloe.train.rendering import Builder
 from aloe.train.tokens import CorruptTokens, Dropped, Source, TokenFile, TokenStore, TokenWriter
 
 Overlong = Literal["drop", "left_truncate"]
-Read = Callable[[Path], Iterator[TextRow]]
+Read = Callable[[Path, Unfit], Iterator[TextRow]]
 BATCH = 512  # rows tokenised at a time
 EXACT_ROWS = 20_000  # of a run: up to here every batch is packed to count its padding
 SAMPLED = 200  # batches packed of a longer run
 TOO_LONG, PROMPT_FILLS, ANSWER_FILLS = "longer than max_tokens", "prompt fills max_tokens", "answer fills max_tokens"
+UNFIT = "no pair that can be trained on"
 OVER_SHARE, HELD_OUT = "over its share", "held out"
 SAID_EVERY = 30.0  # seconds between two lines about how far tokenising is
 
@@ -113,7 +114,7 @@ def gather(
 
     Args:
         epochs: passes over the mixture. What is over a source's share in one pass comes in the next.
-        max_dropped: share of the rows read that may be left out as too long.
+        max_dropped: share of the rows read that may be left out as too long, or as unfit.
         hold_out: share of the keys that is not trained on (see `held_out`).
         held: give those rows, all of them and once, instead of the others. Nothing is written then.
         is_main: whether this process tokenises and writes; the others wait at `barrier`, which all call once.
@@ -244,8 +245,8 @@ def _ensure(
         except CorruptTokens as cause:
             log(f"the tokens of {path.name} in the cache can't be used ({cause}); tokenising again")
     began = said = time.monotonic()
-    rows = read(path)
     with TokenWriter(folder, build.vocabulary) as writer:
+        rows = read(path, lambda key, number, what: writer.drop(Dropped(key, number, UNFIT, what)))
         done = 0
         while batch := list(islice(rows, BATCH)):
             for row, example in zip(batch, build.many(batch), strict=True):
@@ -291,6 +292,13 @@ def _refuse(
     if dropped <= max_dropped * total and not empty:
         return
     ref, first = next((r, f.dropped[0]) for r, f in files.items() if f.dropped and (len(f) == 0 or not empty))
+    if first.reason == UNFIT:
+        raise AloeError(
+            f"{dropped} of {total} rows can't be used, the first is {first.key}: {first.evidence}"
+            + (f"; nothing of {ref} is left" if empty else ""),
+            where=f"{paths[ref]}:{first.number}",
+            fix="mend or delete the row, or allow a share of such rows with max_dropped",
+        )
     cut = overlong == "drop"
     raise AloeError(
         f"{dropped} of {total} rows are longer than {max_tokens} tokens, the first is {first.key} with {first.evidence}"

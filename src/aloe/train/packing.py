@@ -7,7 +7,7 @@ log-probability equals the one of a row of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from aloe.errors import AloeError
 from aloe.models.packed import Layout, Tree, best_fit, lay_out
 from aloe.records import Message, row_id
 from aloe.rows import read_dicts
+from aloe.turns import is_transcript, transcript_turns, turn_of
 
 ROLES = ("system", "user", "assistant")
 
@@ -123,6 +124,10 @@ def _packed_row(examples: Mapping[int, Example], members: list[int], pad_id: int
     return PackedRow(layout, members, np.concatenate(sources), layout.ids[where], np.concatenate(sequence), count)
 
 
+Unfit = Callable[[str, int, str], None]
+PAIR = "prompt (text or messages), chosen and rejected (texts, or conversations that share all but the last turn)"
+
+
 @dataclass(frozen=True)
 class TextRow:
     """A row of data before tokenising: `where` is file and row; `chosen` and `rejected` are empty for a dialogue."""
@@ -135,8 +140,9 @@ class TextRow:
     rejected: str = ""
 
 
-def read_dialogues(path: Path) -> Iterator[TextRow]:
-    """Rows `{messages: [{role, content}, ...]}` of a Parquet or JSON Lines file."""
+def read_dialogues(path: Path, unfit: Unfit | None = None) -> Iterator[TextRow]:
+    """Rows `{messages: [{role, content}, ...]}` of a Parquet or JSON Lines file. A row that doesn't fit is an error,
+    also with `unfit`: dialogues come from `curate`, which has dropped what can't be used."""
     for number, row in read_dicts(path):
         where = f"{path}:{number}"
         if "messages" not in row:
@@ -147,39 +153,78 @@ def read_dialogues(path: Path) -> Iterator[TextRow]:
         yield TextRow(_key(row), where, str(row.get("licence") or "unknown"), messages)
 
 
-def read_preferences(path: Path) -> Iterator[TextRow]:
+def read_preferences(path: Path, unfit: Unfit | None = None) -> Iterator[TextRow]:
     """Preference rows of a Parquet or JSON Lines file.
 
     `{prompt: text or messages, chosen: text, rejected: text}`, or `chosen` and `rejected` as whole conversations that
     differ in their last, assistant, turn (the shape of `argilla/dpo-mix-7k` and the like; `prompt` may be left out).
+    The prompt may be called `messages` or `conversations`, a turn may be ShareGPT's `{from, value}`, and a conversation
+    one text as in `Anthropic/hh-rlhf`, "\\n\\nHuman: ... \\n\\nAssistant: ...".
+
+    Args:
+        unfit: is told the key, the row's number and what is wrong of a row that has the fields and is no pair (a blank
+            turn, sides that don't share their conversation). Without it the first such row is an error.
     """
-    shape = "prompt (text or messages), chosen and rejected (texts, or conversations that share all but the last turn)"
     for number, row in read_dicts(path):
         where = f"{path}:{number}"
         for name in ("chosen", "rejected"):
             if name not in row:
-                raise _unreadable(where, name, shape, row)
-        if isinstance(row["chosen"], list):
-            row = _from_conversations(row, where)
-        if "prompt" not in row:
-            raise _unreadable(where, "prompt", shape, row)
-        prompt = row["prompt"]
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        messages = _messages(prompt, where, "prompt")
-        if messages[-1]["role"] == "assistant":
-            raise AloeError(
-                "the prompt ends with an assistant turn, and the answer would be a second one",
-                where=where,
-                fix="end the prompt with the user's turn; put the answers into chosen and rejected",
-            )
-        for name in ("chosen", "rejected"):
-            if not isinstance(row[name], str) or not row[name].strip():
-                raise AloeError(f"{name} must be a text that isn't empty", where=where, fix=f"the shape is {shape}")
-        if row["chosen"] == row["rejected"]:
-            raise AloeError("chosen and rejected are the same text", where=where, fix="delete the row")
-        licence = str(row.get("licence") or "unknown")
-        yield TextRow(_key(row), where, licence, messages, row["chosen"], row["rejected"])
+                raise _unreadable(where, name, PAIR, row)
+        row = _spelled(row)
+        together = isinstance(row["chosen"], list) and isinstance(row["rejected"], list)
+        if "prompt" not in row and not together:
+            raise _unreadable(where, "prompt", PAIR, row)
+        try:
+            yield _pair(_from_conversations(row, where) if together else row, where)
+        except AloeError as cause:
+            if unfit is None:
+                raise
+            unfit(_key(row), number, cause.what)
+
+
+def _pair(row: dict[str, Any], where: str) -> TextRow:
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    messages = _messages(prompt, where, "prompt")
+    if messages[-1]["role"] == "assistant":
+        raise AloeError(
+            "the prompt ends with an assistant turn, and the answer would be a second one",
+            where=where,
+            fix="end the prompt with the user's turn; put the answers into chosen and rejected",
+        )
+    for name in ("chosen", "rejected"):
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise AloeError(f"{name} must be a text that isn't empty", where=where, fix=f"the shape is {PAIR}")
+    if row["chosen"] == row["rejected"]:
+        raise AloeError("chosen and rejected are the same text", where=where, fix="delete the row")
+    return TextRow(_key(row), where, str(row.get("licence") or "unknown"), messages, row["chosen"], row["rejected"])
+
+
+def _spelled(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with prompt and sides as texts or lists of `{role, content}`, and its own id if it has none."""
+    made: dict[str, Any] = {**row, "id": row.get("id") or row_id(row)}
+    other = next((name for name in ("messages", "conversations") if name in row), None)
+    if "prompt" not in row and other is not None:
+        made["prompt"] = row[other]
+    for name in ("prompt", "chosen", "rejected"):
+        value = made.get(name)
+        if is_transcript(value):
+            made[name] = transcript_turns(value)
+        elif isinstance(value, list):
+            made[name] = [_turn(turn) for turn in value]
+        elif isinstance(value, dict):  # an answer as its one turn
+            role, text = turn_of(value)
+            made[name] = text if role == "assistant" else [_turn(value)]
+    return made
+
+
+def _turn(turn: Any) -> Any:
+    """`{role, content}` by our names of roles; what isn't a turn is left for `_messages` to refuse."""
+    if not isinstance(turn, dict):
+        return turn
+    role, text = turn_of(turn)
+    return {"role": role or turn.get("role", turn.get("from")), "content": text}
 
 
 def _from_conversations(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -197,7 +242,7 @@ def _from_conversations(row: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{name} ends with the role {side[-1]['role']!r}", where=where, fix="end it with the answer"
             )
     sides = {"chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}
-    return {**row, "id": row.get("id") or row_id(row), "prompt": chosen[:-1], **sides}
+    return {**row, "prompt": chosen[:-1], **sides}
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ class Training(Step):
     clip: float = Field(1.0, gt=0)  # largest gradient norm; ours
     max_tokens: int = Field(4096, ge=8)  # sequence length; an answer is never cut
     overlong: Overlong = "drop"  # rows beyond max_tokens; `left_truncate` cuts the beginning of their prompts
-    max_dropped: float = Field(0.0, ge=0, le=1)  # share of rows that may be too long before the run stops
+    max_dropped: float = Field(0.0, ge=0, le=1)  # share of rows too long or unfit before the run stops
     # Weights are float32 but for bf16_stochastic, which halves memory and rounds updates at random: to the nearest,
     # small ones are lost.
     precision: Precision = "float32"
