@@ -9,6 +9,7 @@ from typing import Any
 
 import results_evaluation
 import results_safety
+import results_study
 from results_evaluation import place, rate
 
 from aloe.evaluate.table import markdown_table
@@ -376,7 +377,7 @@ STAGES = (
 RENDERERS = results_evaluation.RENDERERS | results_safety.RENDERERS | {
     "demo": demo, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
-    "stochastic_rounding": stochastic, "merge": merge,
+    "stochastic_rounding": stochastic, "merge": merge, "study": results_study.study,
 }  # fmt: skip
 
 

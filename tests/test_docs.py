@@ -215,8 +215,13 @@ def test_every_verb_page_has_an_example_of_its_verb(verb: str) -> None:
 
 
 def test_recipe_example_is_a_recipe() -> None:
-    [text] = yaml_blocks(DOCS / "recipe.md")
+    text, names = yaml_blocks(DOCS / "recipe.md")
     assert Recipe.parse(read_value(text)).order == ["corpus", "tuned"]
+    named = text.replace("max_tokens: 512", "max_tokens: 512, max_rows: 200").replace(
+        "starter/general", "data/exam_rows"
+    )
+    named = named.replace("base: smollm2-135m-instruct", "base: models/large")
+    assert '"Qwen/Qwen2.5-Coder' in Recipe.parse(read_value(named + names)).steps["tuned"].model_dump_json()
 
 
 # -- links ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,6 +35,27 @@ def release(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return run_recipe(recipe, out=root / "out", console=Console(quiet=True)).artifacts["release"].path
 
 
+def curated(root: Path, licence: str = "cc-by-4.0", **meta: Any) -> Path:
+    """A data step's artifact over a file of which one row tells of a person, and is dropped."""
+    words = ("amber", "birch", "cedar", "delta", "ember", "fjord")
+    rows: list[dict[str, Any]] = [
+        {"id": w, "question": f"What does sign {w} mean?", "answer": f"The sign {w} means {w} things.", "meta": meta}
+        for w in words
+    ]
+    rows.append({"id": "p", "question": "Who came?", "answer": "Dr. Jane Smithson, MRN: 00482913, saw my son Peter."})
+    root.mkdir(parents=True)
+    (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (root / "rows.jsonl.license").write_text(licence)
+    curate = {"sources": [str(root / "rows.jsonl")], "phi": {"mode": "drop"}, "max_dropped_share": 0.5}
+    recipe = Recipe.parse({"family": "tiny", "licence": "cc-by-nc-4.0", "steps": {"corpus": {"curate": curate}}})
+    return run_recipe(recipe, out=root / "out", console=Console(quiet=True)).artifacts["corpus"].path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return curated(tmp_path_factory.mktemp("set") / "one")
+
+
 def push(*arguments: str) -> Any:
     result = CliRunner().invoke(app, ["push", *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -54,8 +76,10 @@ class Hub:
 
     def create_repo(self, repo: str, **given: Any) -> None:
         self.calls.append(("create_repo", given))
+        self.kind = given["repo_type"]
 
     def repo_info(self, repo: str, **given: Any) -> Any:
+        assert given["repo_type"] == self.kind
         return SimpleNamespace(private=self.private)
 
     def upload_folder(self, **given: Any) -> Any:
@@ -67,9 +91,9 @@ class Hub:
         return SimpleNamespace(oid="0123abc")
 
     def list_repo_tree(self, repo: str, **given: Any) -> Any:
-        assert given["revision"] == "0123abc"
+        assert (given["revision"], given["repo_type"]) == ("0123abc", self.kind)
         for name, content in self.files.items():
-            large = name.endswith(".safetensors")
+            large = name.endswith((".safetensors", ".parquet"))
             yield SimpleNamespace(
                 path=name, size=len(content),
                 blob_id=hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest(),
@@ -101,6 +125,60 @@ def test_the_copy_loads_in_transformers_and_verifies(release: Path, tmp_path: Pa
     push(str(release), str(tmp_path / "model"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() > 0
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "model")]).exit_code == 0
+
+
+def test_a_data_step_becomes_a_dataset_repository(corpus: Path) -> None:
+    hub = Hub()
+    sent = push_hub(corpus, "clinic/corpus", public=False, message="one", api=hub)
+    assert hub.kind == hub.calls[1][1]["repo_type"] == "dataset"
+    assert sorted(hub.files) == ["README.md", "contamination.json", "rows.parquet", "stats.json"]
+    assert (sent.revision, sent.files) == ("0123abc", 4)
+    assert front_matter(hub.files["README.md"].decode())["license"] == "cc-by-4.0"
+    with pytest.raises(AloeError, match=r"rows\.parquet arrived changed"):
+        push_hub(corpus, "clinic/corpus", public=True, message="", api=Hub(damage="rows.parquet"))
+
+
+def test_a_data_set_in_a_folder_loads_and_holds_nobody_who_was_dropped(corpus: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    target = tmp_path / "shared"
+    assert "4 files" in push(str(corpus), str(target)).output
+    assert not [p for p in target.rglob("*") if p.is_file() and b"Smithson" in p.read_bytes()]
+    rows = load_dataset(str(target), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 6
+    assert set(rows["licence"]) == {"cc-by-4.0"}
+    assert push(str(corpus), str(target)).exit_code == 0  # the same once more
+
+
+def test_a_dry_run_says_what_of_a_data_step_stays(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda **given: pytest.fail("the hub was asked"))
+    said = push(str(corpus), "clinic/corpus", "--dry-run").output
+    assert "would send 4 files" in said
+    assert "to the private dataset repository clinic/corpus" in said
+    (stays,) = [line for line in said.splitlines() if line.startswith("stays here: ")]
+    assert {"dropped.parquet", "manifest.json"} < set(stays.removeprefix("stays here: ").split(", "))
+    assert "to the folder" in push(str(corpus), str(tmp_path / "x"), "--dry-run").output
+
+
+def test_a_data_set_that_may_not_be_given_away_is_refused(corpus: Path, tmp_path: Path) -> None:
+    unknown = curated(tmp_path / "unknown", "unknown")
+    with pytest.raises(AloeError, match="no licence satisfies all of unknown"):
+        push(str(unknown), str(tmp_path / "a"))
+    written = curated(tmp_path / "written", "cc0-1.0", writer_licence="llama3.1")
+    with pytest.raises(AloeError, match=r"looser than its rows allow: the writer of rows: llama3\.1 requires"):
+        push(str(written), str(tmp_path / "b"))
+    red = tmp_path / "red"
+    shutil.copytree(corpus, red)
+    manifest = json.loads((red / "manifest.json").read_text())
+    (red / "manifest.json").write_text(json.dumps(manifest | {"verb": "red_team_pairs"}))
+    with pytest.raises(AloeError, match="red team"):
+        push(str(red), str(tmp_path / "c"))
+    (red / "manifest.json").write_text(json.dumps(manifest | {"kind": "scores"}))
+    with pytest.raises(AloeError, match="the step made scores"):
+        push(str(red), str(tmp_path / "d"))
+    assert not list(tmp_path.glob("[abcd]"))
 
 
 def test_a_dry_run_sends_nothing(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from aloe.errors import AloeError
+from aloe.terminal import json_text
 
 if TYPE_CHECKING:
     from aloe.generate.engine import Engine
@@ -98,7 +98,7 @@ def ask(
     engine = _engine(model)
     decision = decide(engine, chosen, asked, store)
     if as_json:
-        print(json.dumps(report(model, engine, chosen, decision, store), indent=1, ensure_ascii=False))
+        print(json_text(report(model, engine, chosen, decision, store), indent=1))
         return
     for line in told(chosen, decision, show_votes):
         print(line)
@@ -177,7 +177,7 @@ def _free(model: str, question: str, context: str, chosen: Strategy, as_json: bo
         "text": reply.text, "finish_reason": reply.finish_reason, "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
     }  # fmt: skip
-    return json.dumps(found, indent=1, ensure_ascii=False)
+    return json_text(found, indent=1)
 
 
 # --------------------------------------------------------------------------------------------------- with options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aloe.errors import AloeError
+from aloe.terminal import json_text
 
 
 def benchmark_table() -> tuple[list[str], list[list[str]]]:
@@ -45,7 +45,7 @@ def list_benchmarks(
 
     header, lines = benchmark_table()
     if as_json:
-        typer.echo(json.dumps([dict(zip(header, line, strict=True)) for line in lines], indent=1))
+        typer.echo(json_text([dict(zip(header, line, strict=True)) for line in lines], indent=1))
         return
     _print([header, *lines])
     typer.echo(f"\nAggregates: {', '.join(aggregate_names())}. More: aloe benchmarks show NAME")
@@ -92,7 +92,7 @@ def check(
         reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
     about = {"name": found.name, "version": found.version, "digest": found.digest, **about, "left_out": reasons}
     if as_json:
-        typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
+        typer.echo(json_text(about, indent=1))
         return
     for key, value in about.items():
         if value or key == "rows":

@@ -18,6 +18,7 @@ import typer
 
 from aloe.errors import AloeError
 from aloe.records import Message
+from aloe.terminal import neutral
 
 if TYPE_CHECKING:
     from aloe.generate.engine import Engine
@@ -69,9 +70,7 @@ def _write(text: str) -> None:
 
 def plain(text: str) -> str:
     """Text for a terminal: control characters and marks that turn the direction of writing become U+FFFD."""
-    from aloe.report.page import UNSEEN
-
-    return text.translate(UNSEEN)
+    return neutral(text)
 
 
 @dataclass

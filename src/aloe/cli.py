@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from aloe.commands import AloeGroup
 from aloe.errors import AloeError
+from aloe.terminal import guard_streams, json_text
 
 app = typer.Typer(
     cls=AloeGroup,  # with the commands of `commands.WIRED`
@@ -35,6 +35,7 @@ Budget = Annotated[
 
 def main() -> None:
     """Entry point: user errors become one message and exit code 2, an interrupt 130; our bugs keep their traceback."""
+    guard_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' own bars: ours show what matters
@@ -57,22 +58,15 @@ def _load(recipe: Path, sets: list[str], seed: int | None) -> Any:
 def _overrides(
     recipe: Path, sets: list[str], data: Path | None, budget: str | None, out: Path, keep: bool
 ) -> list[str]:
-    """What --set, --data and --budget say, as assignments; a --set comes last and so wins."""
-    given = [*([f"data.folder={data}"] if data is not None else []), *sets]
-    if budget is None:
-        return given
-    from aloe.recipe import Recipe
-    from aloe.recipe_names import ranges_of, seconds_of
-    from aloe.run.sizing import sized
+    if data is None and budget is None:
+        return sets
+    from aloe.recipe_sizes import assignments
     from aloe.run.summary import print_sizes
 
-    family = Recipe.load(recipe, given).head.family
-    chosen, told = sized(
-        lambda more: Recipe.load(recipe, [*more, *given]), ranges_of(recipe), seconds_of(budget), out / family,
-        where=str(recipe), keep=keep,
-    )  # fmt: skip
-    print_sizes(told)
-    return [*chosen, *given]
+    given, told = assignments(recipe, sets, data, budget, out, keep=keep)
+    if told is not None:
+        print_sizes(told)
+    return given
 
 
 @app.command()
@@ -125,19 +119,25 @@ def show(
     artifact: Path, full: Annotated[bool, typer.Option("--full", help="The whole manifest as JSON.")] = False
 ) -> None:
     """Show an artifact: what it is, what made it from what, its rows and results."""
+    from aloe.json_file import read_object
+    from aloe.manifest_file import MALFORMED, malformed
     from aloe.run.store import read_artifact
     from aloe.run.summary import print_artifact
 
     found = read_artifact(artifact.resolve())
     if full:
-        print(json.dumps(found.manifest, indent=1, ensure_ascii=False))
+        print(json_text(found.manifest, indent=1))
         return
     record = found.path / "merge.json"
-    told = json.loads(record.read_text(encoding="utf-8")).get("diagnostics") if record.exists() else None
+    told = read_object(record).get("diagnostics") if record.exists() else None
     if told:
         from aloe.merge.diagnostics import table
 
-        print_artifact(found, table(told))
+        try:
+            shown = table(told)
+        except MALFORMED as cause:
+            raise AloeError(f"can't be read ({malformed(cause)})", where=str(record), fix="make it anew") from cause
+        print_artifact(found, shown)
     else:
         print_artifact(found)
 
@@ -187,17 +187,18 @@ def models() -> None:
 @app.command()
 def report(
     artifact: Path,
-    out: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write.")] = None,
     all_transcripts: Annotated[
         bool, typer.Option("--all-transcripts", help="Show every transcript, however large the page gets.")
     ] = False,
 ) -> None:
-    """Write one self-contained HTML page about an artifact."""
+    """Write one self-contained HTML page about an artifact, or about a whole run (OUT/<family>)."""
     from aloe.report.page import write_report
+    from aloe.scores_command import rows_finder
 
     name = artifact.name if artifact.name else artifact.resolve().name
     limit: dict[str, Any] = {"transcript_bytes": None} if all_transcripts else {}
-    print(write_report(artifact.resolve(), out or Path(f"{name}.html"), **limit))
+    print(write_report(artifact.resolve(), out or Path(f"{name}.html"), finder=rows_finder, **limit))
 
 
 Parameters = Annotated[list[str] | None, typer.Argument(help="A YAML file, or key=value (YAML values).")]

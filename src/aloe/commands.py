@@ -91,7 +91,11 @@ WIRED: dict[str, Wire] = {
         "aloe.reproduce_command:reproduce",
     ),
     "push": Wire(
-        "Give a release away: verified first, compared file by file after it arrived.", "aloe.push_command:push"
+        "Give a release or a data set away: verified first, compared file by file after it arrived.",
+        "aloe.push_command:push",
+    ),
+    "clean": Wire(
+        "Remove checkpoints and other unfinished work of runs that were given up.", "aloe.clean_command:clean"
     ),
     "export": Wire("Write a scores artifact as Inspect logs or lm-eval results.", "aloe.scores_command:export"),
     "import": Wire("Read Inspect logs or lm-eval results into a scores artifact.", "aloe.scores_command:import_"),

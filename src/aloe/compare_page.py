@@ -12,7 +12,7 @@ from markupsafe import Markup
 from aloe.evaluate.compare import Comparison
 from aloe.evaluate.compare_text import change, name_of, notes, number, p_text, signed, span, unit_name
 from aloe.report.charts import CHAR, canvas, clip, line, short, tag, text, ticks
-from aloe.report.page import UNSEEN
+from aloe.terminal import neutral
 
 WIDTH, STEP, TOP = 900.0, 26.0, 10.0
 LABEL_CHAR = 7.2  # width of a character of a label, in the widest of the system's fonts
@@ -103,7 +103,7 @@ def comparison_page(
         charts=[(unit_name(u), forest_chart([c for c in comparisons if c.unit == u])) for u in units],
         margin=number(margin.margin, margin.unit) if margin and margin.margin is not None else "",
     )  # fmt: skip
-    return page.translate(UNSEEN).encode("utf-8", "replace").decode("utf-8")
+    return neutral(page).encode("utf-8", "replace").decode("utf-8")
 
 
 def _row(c: Comparison) -> dict[str, Any]:

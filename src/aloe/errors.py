@@ -7,12 +7,7 @@ and keeps its traceback.
 
 from __future__ import annotations
 
-# An error quotes what a server or a file said: it is shown without control characters and marks that turn the direction
-# of writing, so that it can't move a terminal's cursor or rearrange the line it stands in.
-_UNSEEN = dict.fromkeys(
-    [*(c for c in range(32) if c not in (9, 10)), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
-    "\N{REPLACEMENT CHARACTER}",
-)
+from aloe.terminal import neutral, one_line
 
 
 class AloeError(Exception):
@@ -29,5 +24,6 @@ class AloeError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return (f"{head}\n  fix: {self.fix}" if self.fix else head).translate(_UNSEEN)
+        # It quotes what a server or a file said, and a file may be called anything.
+        head = f"{one_line(self.where)}: {self.what}" if self.where else self.what
+        return neutral(f"{head}\n  fix: {self.fix}" if self.fix else head)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aloe.errors import AloeError
+from aloe.terminal import json_text
 
 if TYPE_CHECKING:
     from aloe.prompting.exemplars import Exemplar, ExemplarStore
@@ -211,7 +211,7 @@ def show(
 
     record = read_record(store)
     if full:
-        print(json.dumps(vars(record), indent=1, ensure_ascii=False))
+        print(json_text(vars(record), indent=1))
         return
     if near is not None:
         _print_near(store, near, shots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aloe.errors import AloeError
+from aloe.terminal import json_text
 
 if TYPE_CHECKING:
     from aloe.safety.calibration import Calibration
@@ -52,7 +52,7 @@ def calibrate(
     if out is not None:
         save(out, made, {"report": reports})
     if as_json:
-        print(json.dumps({"calibrations": [c.as_dict() for c in made], "report": reports}, ensure_ascii=False))
+        print(json_text({"calibrations": [c.as_dict() for c in made], "report": reports}))
         return
     print(f"{len(rows)} labelled replies of {file.name}; 95% intervals")
     for judge_name, report in reports.items():
@@ -71,18 +71,18 @@ def try_(
     as_json: AsJson = False,
 ) -> None:
     """Print what every judge says of one reply, with the text it says it of."""
-    from aloe.chat_command import plain
     from aloe.safety.judging import Exchange
+    from aloe.terminal import neutral
 
     judges = _open(judge, guard, guard_format)
     text = typer.get_text_stream("stdin").read() if reply == "-" else reply
     exchange = Exchange(key="try", request=request, messages=({"role": "user", "content": request},), reply=text)
     said = {one.name: one.judge([exchange])[0] for one in judges}
     if as_json:
-        print(json.dumps({name: j.__dict__ for name, j in said.items()}, ensure_ascii=False))
+        print(json_text({name: j.__dict__ for name, j in said.items()}))
         return
     for name, judgement in said.items():
-        print(plain("\n".join(_verdict(name, judgement))))  # it quotes the reply
+        print(neutral("\n".join(_verdict(name, judgement))))  # it quotes the reply
 
 
 def _open(names: Sequence[str], guard: str | None, guard_format: str | None) -> list[Judge]:

@@ -6,7 +6,6 @@ anything is trained. Not legal advice.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ import typer
 from aloe.errors import AloeError
 from aloe.licence import Source, Table, conflicts, fitting, known, packaged, table
 from aloe.licence_file import as_values, own_entries, read_table
+from aloe.terminal import json_text
 
 TableFile = Annotated[Path | None, typer.Option("--table", help="YAML file of licences of your own, over the others.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -29,7 +29,7 @@ def list_licences(
     """List the licences with their duties."""
     using = _using(table_file)
     if json_out:
-        print(json.dumps(as_values(using.licences.values()), indent=1, ensure_ascii=False))
+        print(json_text(as_values(using.licences.values()), indent=1))
         return
     own = {one.id for one in own_entries(using, packaged())}
     ids = max(len(name) for name in using.licences)
@@ -67,7 +67,7 @@ def check_licences(
     ok = fits is not None and not why
     if json_out:
         told: dict[str, Any] = {"allowed": ok, "release": fits, "conflicts": why}
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        print(json_text(told, indent=1))
     elif ok:
         print(fits if release is None else f"a release under {release} may be made from these")
     else:

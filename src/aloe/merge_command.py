@@ -21,7 +21,7 @@ from aloe.merge import mergekit
 from aloe.merge.explain import Planned, explain
 from aloe.merge.step import Merge
 from aloe.merge.stream import MergeJob
-from aloe.recipe_file import parse_yaml
+from aloe.recipe_file import parse_yaml, read_text
 
 
 def split(parameters: Sequence[str]) -> tuple[Path | None, Path | None, list[str]]:
@@ -40,7 +40,7 @@ def split(parameters: Sequence[str]) -> tuple[Path | None, Path | None, list[str
 
 def read_config(file: Path) -> dict[str, Any]:
     """The parameters of a merge from a YAML file of ours or mergekit's; what mergekit means otherwise is said."""
-    value, lines = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    value, lines = parse_yaml(read_text(file), str(file))
     if not isinstance(value, dict):
         fix = "docs/merge.md lists the keys of a merge; mergekit's YAML is read, too"
         raise AloeError("expected a map of parameters", where=str(file), fix=fix)

@@ -1,4 +1,4 @@
-"""`aloe push`: a release to a model hub or a folder, with a dry run that shows what would be sent."""
+"""`aloe push`: a release or a data set to a hub or a folder, with a dry run that shows what would be sent."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ SHOWN = 12  # files listed by a dry run, the largest first
 
 
 def push(
-    release: Path,
+    release: Annotated[Path, typer.Argument(help="What `release` or a data step wrote.")],
     target: Annotated[str, typer.Argument(help="organisation/name on the hub, or a folder: ./shared/model.")],
     public: Annotated[bool, typer.Option("--public", help="Make the repository public; else it is private.")] = False,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")] = False,
 ) -> None:
-    """Give a release away: verified first, compared file by file after it arrived."""
-    from aloe.release.push import contents, push_folder, push_hub
+    """Give a release or a data set away: verified first, compared file by file after it arrived."""
+    from aloe.release.push import contents, push_folder, push_hub, repo_type
+    from aloe.release.push_data import left_here
 
     folder = release.resolve()
     place = folder_of(target)
     if dry_run:
-        for line in told(contents(folder), target, place is not None, public):
+        is_set, visible = repo_type(folder) == "dataset", "public" if public else "private"
+        kind = "folder" if place is not None else f"{visible} {'dataset ' if is_set else ''}repository"
+        for line in told(contents(folder), f"{kind} {target}", left_here(folder) if is_set else []):
             print(line)
         return
     if place is not None:
@@ -49,13 +52,13 @@ def folder_of(target: str) -> Path | None:
     return None
 
 
-def told(listed: list[tuple[str, int]], target: str, is_folder: bool, public: bool) -> list[str]:
-    """A dry run's lines."""
+def told(listed: list[tuple[str, int]], place: str, left: list[str]) -> list[str]:
+    """A dry run's lines: what would go to `place`, and what would be `left` here."""
     total = sum(size for _, size in listed)
-    kind = "folder" if is_folder else "public repository" if public else "private repository"
-    lines = [f"would send {len(listed)} files, {total / 1e6:.1f} MB, to the {kind} {target}:"]
+    lines = [f"would send {len(listed)} files, {total / 1e6:.1f} MB, to the {place}:"]
     largest = sorted(listed, key=lambda f: (-f[1], f[0]))
     lines += [f"  {size / 1e6:10.3f} MB  {name}" for name, size in largest[:SHOWN]]
     rest = largest[SHOWN:]
     lines += [f"  {sum(s for _, s in rest) / 1e6:10.3f} MB  in {len(rest)} more"] if rest else []
+    lines += [f"stays here: {', '.join(left)}"] if left else []
     return [*lines, "nothing was sent"]

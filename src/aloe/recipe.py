@@ -20,7 +20,7 @@ from aloe.contract import Hardware, Ref, Step, references
 from aloe.errors import AloeError
 from aloe.generate.server_spec import ServerSpec, direct, is_direct
 from aloe.licence import require_known
-from aloe.recipe_file import LinePath, parse_yaml, read_value
+from aloe.recipe_file import LinePath, parse_yaml, read_text, read_value
 from aloe.recipe_names import FIELDS, spelled_out
 from aloe.steps import VERBS
 
@@ -96,7 +96,7 @@ class Recipe:
         path = Path(path)
         if not path.exists():
             raise AloeError("no such recipe", where=str(path), fix="check the path; examples are in recipes/")
-        raw, lines = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        raw, lines = parse_yaml(read_text(path), str(path))
         for assignment in overrides:
             _override(raw, assignment)
         return cls.parse(raw, lines, path)

@@ -32,14 +32,14 @@ def red_team(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the artifact's path and errors only.")] = False,
 ) -> None:
     """Attack models in many styles, judge the replies, and count what gets through."""
-    from aloe.chat_command import plain
     from aloe.cli import _run_one
+    from aloe.terminal import neutral
 
     place = _run_one("red_team", values_of(parameters or []), out, licence, seed, family, quiet)
     if not quiet:
         result = json.loads((place / "red_team.json").read_text(encoding="utf-8"))
         columns = shutil.get_terminal_size((100, 24)).columns
-        print(plain("\n".join([*summary(result, columns), ""])))  # topics and styles are called as a set calls them
+        print(neutral("\n".join([*summary(result, columns), ""])))  # topics and styles are called as a set calls them
         print(f"What was said, and every table: aloe report {place}")
     print(place)
 

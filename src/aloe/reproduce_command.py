@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from aloe.errors import AloeError
+from aloe.json_file import read_bounded, read_json, read_object
+from aloe.manifest_file import check_manifest, read_manifest
+from aloe.yaml_text import load_yaml
 
 if TYPE_CHECKING:
     from aloe.release.reproduced import Outcome, WeightChange
@@ -28,18 +30,21 @@ def reproduce(
         typer.Option("--input", help="NAME=PATH: where an input of the recipe lies here. May be repeated."),
     ] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write everything that was compared here.")] = None,
+    servers: Annotated[
+        bool, typer.Option("--servers", help="Ask the servers that the recipe names, with the keys it names.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Run a release's recipe again and compare: exit code 1 where a figure or a weight came out otherwise.
 
     Inputs must be the ones that were used: their digests are checked before anything runs.
     """
-    from aloe.chat_command import plain
     from aloe.recipe import Recipe
     from aloe.release.reproduced import compare_steps, compare_weights
     from aloe.release.verify import verify_artifact
     from aloe.run.execute import run_recipe
     from aloe.run.progress import Console
+    from aloe.terminal import neutral
 
     folder = release.resolve()
     broken = [f for f in verify_artifact(folder) if f.level == "error"]
@@ -49,9 +54,14 @@ def reproduce(
     lineage, model = _lineage(folder)
     places = _places(input_ or [])
     recipe = Recipe.parse(_recipe(folder, places))
+    if not servers:
+        _check_servers(recipe, folder)
     _check_inputs(recipe, folder, places)
     # The release itself quotes wall times, so it is not made again; its model and all evidence are.
     steps = [name for name in recipe.order if name in lineage]
+    if model not in steps:
+        fix = "get the release again"
+        raise AloeError(f"its recipe has no step {model!r}, whose model it states to be", where=str(release), fix=fix)
     result = run_recipe(recipe, out=out, steps=steps, console=Console(quiet))
     # An input that lies elsewhere is the same input: it goes by the name that the release has for it.
     names = {path: name for name, path in places.items()}
@@ -59,7 +69,7 @@ def reproduce(
     outcomes = compare_steps(lineage, after, recipe.order)
     weights = compare_weights(folder, result.artifacts[model].path)
     for line in told(outcomes, weights, model):
-        print(plain(line))  # a release of others may quote anything
+        print(neutral(line))  # a release of others may quote anything
     if json_ is not None:
         content = {"release": release.name, "steps": [asdict(o) for o in outcomes], "weights": asdict(weights)}
         json_.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -70,10 +80,11 @@ def reproduce(
 def _lineage(folder: Path) -> tuple[dict[str, Any], str]:
     """(step -> manifest, the step whose model was released)."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
-        return dict(lineage), str(manifest["parameters"]["model"])
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        lineage = read_object(folder / "lineage.json")
+        for step, upstream in lineage.items():
+            check_manifest(upstream, f"{folder / 'lineage.json'}: {step}")
+        return lineage, str(read_manifest(folder)["parameters"]["model"])
+    except (KeyError, TypeError):
         fix = "name a folder that `release` wrote, for example out/<family>/release"
         raise AloeError("is no release: it carries no lineage", where=str(folder), fix=fix) from None
 
@@ -95,7 +106,9 @@ def _recipe(folder: Path, places: Mapping[str, str]) -> dict[str, Any]:
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise AloeError("the release carries no recipe.yaml", where=str(folder), fix="it can't be made again")
-    raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    raw = load_yaml(read_bounded(file), str(file))
+    if not isinstance(raw, dict) or not isinstance(raw.get("steps"), dict):
+        raise AloeError("a recipe is a map with steps", where=str(file), fix="get the release again")
     seen: set[str] = set()
     raw["steps"] = put(raw["steps"], places, seen)
     if places.keys() - seen:
@@ -118,13 +131,24 @@ def put(value: Any, places: Mapping[str, str], seen: set[str] | None = None) -> 
     return value
 
 
+def _check_servers(recipe: Any, folder: Path) -> None:
+    """Refuse to send anything, keys above all, to a server of somebody else's choice unless it was asked for."""
+    specs = [mark.served for refs in recipe.outside.values() for _, _, mark in refs if mark.served is not None]
+    asked = sorted({f"{', '.join(s.endpoints)}{f' (with the key in {s.key_env})' if s.key_env else ''}" for s in specs})
+    if asked:
+        fix = "read the recipe; if you trust these servers with its rows and your key, say --servers"
+        raise AloeError(f"the recipe asks {'; '.join(asked)}", where=str(folder / "recipe.yaml"), fix=fix)
+
+
 def _check_inputs(recipe: Any, folder: Path, places: Mapping[str, str]) -> None:
     """Refuse inputs that aren't the recorded ones, each under its own name: another model's or file's result reproduces
     nothing."""
     from aloe.run.plan import open_resources
 
-    listed = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-    stated = {e["name"]: e["digest"] for e in listed}
+    listed = read_json(folder / "inputs.json")
+    if not isinstance(listed, list) or not all(isinstance(e, dict) and {"name", "digest"} <= e.keys() for e in listed):
+        raise AloeError("the list of inputs can't be read", where=str(folder / "inputs.json"), fix="get it again")
+    stated = {str(e["name"]): e["digest"] for e in listed}
     names = {path: name for name, path in places.items()}
     for ref, resource in open_resources(recipe).items():
         digest = resource.digest or resource.fetch().digest

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aloe.errors import AloeError
+from aloe.terminal import json_text
 
 if TYPE_CHECKING:
     from aloe.release.gate import Gate
@@ -44,10 +45,10 @@ def risk(
     ] = None,
 ) -> None:
     """The risk register of a model: levels computed from its red team and scores, with links to the rows."""
-    from aloe.chat_command import plain
     from aloe.compare_command import check_place
     from aloe.safety.risk import assess, render_markdown
     from aloe.safety.risk_file import load_register
+    from aloe.terminal import neutral
 
     for file in out or []:
         check_place(file)
@@ -57,7 +58,7 @@ def risk(
     risks = load_register(register)
     if not out:
         sources, chosen = _sources(results, Path.cwd(), model)
-        print(plain(render_markdown(assess(sources, chosen, risks, _verbs(results)))), end="")
+        print(neutral(render_markdown(assess(sources, chosen, risks, _verbs(results)))), end="")
         return
     for file in out:
         sources, chosen = _sources(results, file.parent, model, say=file is out[0])  # links start where the file lies
@@ -75,7 +76,7 @@ def _rendered(ending: str, told: dict[str, Any], risks: Any) -> str:
     if ending == ".md":
         return render_markdown(told)
     if ending == ".json":
-        return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(told, indent=1, allow_nan=False) + "\n"
     return dump_register(risks, computed=_levels(told))
 
 
@@ -150,7 +151,7 @@ def gate(
     told = assess(sources, chosen, risks) if limits.residual_max else None
     result = verdict(limits, chosen, check_gate(limits, chosen, sources, lambda s: (near / s.path).parent, told))
     if json_out:
-        print(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+        print(json_text(result, indent=1, allow_nan=False))
     else:
         _print(result, quiet)
     if not result["passed"]:
@@ -221,12 +222,12 @@ def _residuals(given: Sequence[str]) -> dict[str, str]:
 
 
 def _print(result: Mapping[str, Any], quiet: bool) -> None:
-    from aloe.chat_command import plain
+    from aloe.terminal import neutral
 
     missed = [c for c in result["checks"] if not c["passed"]]
     for check in result["checks"]:
         if not quiet or not check["passed"]:
-            print(plain(f"{'pass' if check['passed'] else 'MISS'}  {check['text']}"))
+            print(neutral(f"{'pass' if check['passed'] else 'MISS'}  {check['text']}"))
     if not quiet or missed:
         count = len(result["checks"])
         print(f"{result['model']}: {f'{len(missed)} of {count} gates missed' if missed else f'{count} gates passed'}")

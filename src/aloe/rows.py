@@ -23,11 +23,16 @@ from aloe.records import Row
 
 R = TypeVar("R", bound=Row)
 JSON_COLUMNS = b"aloe.json_columns"
+# What a value can raise on its way into Python: a date beyond year 9999, a map with equal keys, bytes that are no text,
+# JSON text that is none.
+UNREADABLE = (ValueError, TypeError, OverflowError, KeyError, RecursionError, NotImplementedError, pa.ArrowException)
 BATCH_ROWS = 1024  # of a Parquet file, decoded at a time
 UTF8_BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
                (b"\xfe\xff", "UTF-16"))  # fmt: skip
 _HEAD = 4096  # bytes looked at to tell the encoding
+BOMB = 300  # times its size that a compressed file may grow, beyond the first gigabyte: text shrinks to a tenth or so
+_GIGABYTE = 1 << 30
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -41,20 +46,25 @@ def byte_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, byte
 
     Raises:
         AloeError: no such file; another encoding than UTF-8; lines that end in a carriage return alone; compressed
-            data that is damaged or ends in the middle.
+            data that is damaged, ends in the middle, or is made to fill a disk or the memory.
     """
-    number = 0
+    number = done = 0
     try:
         with _open(path) as handle:
             _check_encoding(handle.peek(_HEAD)[:_HEAD], path)
-            most = -1 if limit is None else limit + 1
+            packed = path.suffix in (".gz", ".zst")
+            bound = max(_GIGABYTE, BOMB * path.stat().st_size) if packed else None
+            most = -1 if limit is None and bound is None else (bound if limit is None else limit) + 1  # type: ignore[operator]
             while line := handle.readline(most):
                 number, size = number + 1, len(line)
                 if limit is not None and size > limit:
                     ended = line.endswith(b"\n")
                     while not ended and (more := handle.readline(1 << 20)):
                         size, ended = size + len(more), more.endswith(b"\n")
+                        _check_bomb(done + size, bound, path)
                     line = line[:limit]
+                done += size
+                _check_bomb(done, bound, path)
                 if number == 1 and line.startswith(UTF8_BOM):
                     line, size = line[len(UTF8_BOM) :], size - len(UTF8_BOM)
                 yield number, line, size
@@ -62,6 +72,12 @@ def byte_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, byte
         raise _unreadable(path, number, cause) from None
     except (EOFError, zlib.error) as cause:
         raise _unreadable(path, number, cause) from None
+
+
+def _check_bomb(size: int, bound: int | None, path: Path) -> None:
+    if bound is not None and size > bound:
+        what = f"the compressed file grows to over {BOMB} times its size: it is made to fill memory, or no text"
+        raise AloeError(what, where=str(path), fix="unpack it and look at what it holds")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -178,10 +194,11 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     rows = 0
     try:
         with pq.ParquetFile(path) as file:
+            _check_groups(file.metadata, path)
             for batch in file.iter_batches(BATCH_ROWS):
                 yield batch
                 rows += batch.num_rows
-    except (pa.ArrowException, OSError) as cause:
+    except (pa.ArrowException, OSError, RuntimeError, ValueError, OverflowError) as cause:
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise AloeError(
             f"not a Parquet file that can be read ({reason.rstrip('.')}); {rows} rows could be read before",
@@ -190,9 +207,23 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
         ) from None
 
 
+def _check_groups(metadata: pq.FileMetaData, path: Path) -> None:
+    """Refuse row groups that grow out of all proportion when they are unpacked. Their columns aren't looked at one by
+    one: pyarrow 26 ends the process where a column's statistics are damaged."""
+    bound = max(_GIGABYTE, BOMB * path.stat().st_size)
+    for i in range(metadata.num_row_groups):
+        _check_bomb(metadata.row_group(i).total_byte_size, bound, path)
+
+
 def json_columns(schema: pa.Schema) -> list[str]:
     """Names of the columns that hold nested values as JSON text."""
-    names: list[str] = json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
+    try:
+        names = json.loads((schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(n, str) and n in schema.names for n in names):
+        what = f"the file's own list of nested columns ({JSON_COLUMNS.decode()}) is damaged"
+        raise AloeError(what, where="Parquet schema", fix="write the file again")
     return names
 
 
@@ -200,10 +231,14 @@ def iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
     """Inverse of `write_parquet`, one row at a time; a file from elsewhere comes with its own nested values."""
     for batch in parquet_batches(path):
         nested = json_columns(batch.schema)
-        for row in batch.to_pylist():
-            for name in nested:
-                row[name] = json.loads(row[name])
-            yield row
+        try:
+            for row in batch.to_pylist():
+                for name in nested:
+                    row[name] = json.loads(row[name])
+                yield row
+        except UNREADABLE as cause:
+            what = f"a row can't be read ({str(cause)[:200]})"
+            raise AloeError(what, where=str(path), fix="write the file again") from None
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -218,7 +253,11 @@ def write_records(path: Path, records: Sequence[Row]) -> None:
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
     """Read a Parquet file that `write_records` wrote."""
-    return [kind.from_dict(row) for row in read_parquet(path)]
+    try:
+        return [kind.from_dict(row) for row in read_parquet(path)]
+    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        what = f"these are no {kind.kind} rows ({type(cause).__name__}: {str(cause)[:200]})"
+        raise AloeError(what, where=str(path), fix="name a file that aloe wrote, or write it again") from None
 
 
 def read_dicts(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -220,8 +220,10 @@ class SlowEngine:
         raise NotImplementedError
 
 
-def worker(path: Path, log: Path, count: int, pause: float) -> subprocess.Popen[str]:
+def worker(path: Path, log: Path, count: int, pause: float, network: bool = False) -> subprocess.Popen[str]:
     code = WORKER.format(here=str(HERE), log=str(log), pause=pause, path=str(path), count=count)
+    if network:
+        code = "from aloe.generate import reply_store\nreply_store.network_kind = lambda folder: 'nfs4'\n" + code
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -268,9 +270,10 @@ def test_kill_9_at_random_moments_loses_no_finished_reply(tmp_path: Path) -> Non
     assert calls - finished <= 4  # one for each kill
 
 
-def test_two_processes_share_a_ledger_and_no_call_is_made_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [False, True])
+def test_two_processes_share_a_ledger_and_no_call_is_made_twice(tmp_path: Path, network: bool) -> None:
     path, log, count = tmp_path / "l.sqlite", tmp_path / "log", 150
-    pair = [worker(path, log, count, 0.004) for _ in range(2)]
+    pair = [worker(path, log, count, 0.004, network) for _ in range(2)]
     made = []
     for process in pair:
         out, err = process.communicate(timeout=120)
@@ -279,6 +282,35 @@ def test_two_processes_share_a_ledger_and_no_call_is_made_twice(tmp_path: Path) 
     assert set(noted(log, "call").values()) == {1}
     assert sum(made) == count == stored(path)
     assert min(made) > 0  # they shared the work
+
+
+def test_a_network_folder_gets_a_rollback_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a file that was begun on a local disk, with what it holds."""
+    path = tmp_path / "l.sqlite"
+    local = ReplyStore(path)
+    local.put([("a", "1")])
+    assert local._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    local.close()
+    monkeypatch.setattr(reply_store, "network_kind", lambda folder: "nfs4" if folder == tmp_path else None)
+    first, second = ReplyStore(path), ReplyStore(path)
+    for store in (first, second):
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    second.put([("b", "2")])
+    assert first.get(["a", "b"]) == {"a": "1", "b": "2"}
+    assert not list(tmp_path.glob("*-wal")) + list(tmp_path.glob("*-shm"))
+    second.close()
+    first._db = Unlocked()
+    with pytest.raises(AloeError, match="can't be kept on this nfs4 folder: locking protocol") as caught:
+        first.get(["a"])
+    assert "local disk" in (caught.value.fix or "")
+
+
+class Unlocked:
+    """A connection over a folder whose locks don't work."""
+
+    def execute(self, *_: Any) -> Any:
+        raise sqlite3.OperationalError("locking protocol")
 
 
 def test_what_a_killed_process_had_claimed_is_taken_over(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_another_protocol_is_an_error(engines: Open, body: Any) -> None:
     with FaultServer(lambda call: Answer(body)) as server:
         said_ = refuse(engines(server))
     assert "without `choices" in said_
-    assert len(server.chats) == 1
+    assert len(server.chats) == 4  # `attempts` of them: one alone may be an accident on the way
 
 
 def test_the_key_comes_from_the_environment_and_is_shown_nowhere(

@@ -150,6 +150,9 @@ class FakeContext:
     def licence_of(self, ref: str) -> str:
         return "cc0-1.0"
 
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        return {}
+
     def engine(self, ref: str) -> Any:
         raise AssertionError(f"the loop opens its own models, and asked for {ref}")
 

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,8 @@ from fake_loop import LOOP, FakeContext, use_babble
 from aloe.generate import reply_store
 from aloe.hardening import loop, place
 from aloe.hardening.step import RedTeamLoop
-from aloe.models.load import load
 from aloe.train.loop import Loop as Training
+from tests import killed
 
 # (what, the how manieth time)
 PLACES = (
@@ -40,7 +37,7 @@ def deadly(what: str, count: int) -> None:
         if where == what:
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                killed.die()
 
     put, replace, step, copy = reply_store.ReplyStore.put, os.replace, Training._step, loop.copy_model
 
@@ -70,46 +67,27 @@ def deadly(what: str, count: int) -> None:
     loop.copy_model = copying
 
 
-def forked(work: Callable[[], None]) -> int:
-    """Exit status of `work` in a child."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stderr.flush()
-        os._exit(code)
-    return os.waitpid(pid, 0)[1]
-
-
 def main() -> None:
     given = {k: Path(v) for k, v in json.loads(Path(sys.argv[1]).read_text()).items()}
     root = Path(sys.argv[2])
-    load(given["start"])  # what transformers imports late is then there for every child
-    __import__("accelerate")
+    killed.prepare(given["start"])
     use_babble()
 
     def run(name: str) -> None:
         torch.set_num_threads(1)
         RedTeamLoop.model_validate({**LOOP, "rounds": 2}).run(FakeContext(root, given, name))  # type: ignore[arg-type]
 
-    killed = []
+    died = []
     for what, count in PLACES:
 
         def attempt(what: str = what, count: int = count) -> None:
             deadly(what, count)
             run("killed")
 
-        status = forked(attempt)
-        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
-            raise SystemExit(f"a run was to die at {what} {count} and ended with {status}")
-        killed.append(what)
-    if forked(lambda: run("resumed")) != 0:
-        raise SystemExit("the last run failed")
-    print(json.dumps({"killed": len(killed), "places": len(PLACES)}))
+        killed.must_die(attempt, f"{what} {count}")
+        died.append(what)
+    killed.must_end(lambda: run("resumed"), "the last run")
+    print(json.dumps({"killed": len(died), "places": len(PLACES)}))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def test_the_page_is_well_formed_and_has_every_section(page: Page) -> None:
     assert page.sections() == {
         "recipe",
         "scores",
+        "ensembles",
         "safety",
         "risks",
         "training",

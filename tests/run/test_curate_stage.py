@@ -39,6 +39,16 @@ def test_a_stage_on_a_file(answers: Path, tmp_path: Path) -> None:
     assert again.read_text() == first
 
 
+def test_the_licence_beside_the_input_reaches_rows_that_state_none(answers: Path, tmp_path: Path) -> None:
+    with answers.open("a") as file:
+        file.write(json.dumps({"id": "own", "question": "Whose?", "answer": "Its own.", "licence": "mit"}) + "\n")
+    Path(f"{answers}.license").write_text("SPDX-License-Identifier: CC-BY-4.0\n")
+    out = tmp_path / "out.jsonl"
+    invoke("--only", "clean", str(answers), str(out), "--quiet")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {r["id"]: r["licence"] for r in rows} == {**{str(n): "cc-by-4.0" for n in range(6)}, "own": "mit"}
+
+
 def test_a_starter_set_is_a_benchmark_here_too(answers: Path, tmp_path: Path) -> None:
     invoke("--only", "decontaminate", str(answers), str(tmp_path / "o.parquet"), "against=[starter/exam]", "--quiet")
     stats = json.loads((tmp_path / "o.stats.json").read_text())

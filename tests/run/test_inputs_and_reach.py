@@ -11,6 +11,7 @@ from toys import Source
 
 from aloe.contract import Ref
 from aloe.errors import AloeError
+from aloe.licence import parts
 from aloe.recipe import Recipe
 from aloe.release.verify import verify_artifact
 from aloe.run.execute import run_recipe
@@ -30,6 +31,24 @@ def test_a_files_licence_stands_beside_it(tmp_path: Path) -> None:
     assert open_resource(str(path), ROWS, None).licence == "unknown"
     (tmp_path / "rows.jsonl.license").write_text("SPDX-FileCopyrightText: us\n\nSPDX-License-Identifier: CC-BY-4.0\n")
     assert open_resource(str(path), ROWS, None).licence == "cc-by-4.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("SPDX-License-Identifier: MIT OR Apache-2.0\n", "mit or apache-2.0"),
+        ("# SPDX-License-Identifier: CC-BY-4.0\n# SPDX-License-Identifier: MIT OR ISC\n", "cc-by-4.0 and (mit or isc)"),
+        ("CC-BY-4.0 AND CC-BY-SA-4.0\n", "cc-by-4.0 and cc-by-sa-4.0"),
+        ("\n", "unknown"),
+    ],
+)
+def test_a_sidecar_holds_a_whole_expression(tmp_path: Path, text: str, licence: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}")
+    (tmp_path / "rows.jsonl.license").write_text(text)
+    found = open_resource(str(path), ROWS, None).licence
+    assert found == licence
+    assert set(parts(found)) == set(parts(licence))
 
 
 def test_relative_files_start_from_the_recipe_too(tmp_path: Path) -> None:

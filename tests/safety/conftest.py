@@ -53,6 +53,7 @@ class FakeContext:
         self.tokens: dict[str, int] = {}
         self.logged: list[str] = []
         self.upstream: dict[str, tuple[dict[str, Any], Path]] = {}
+        self.licences: dict[str, str] = {}
 
     def path(self, ref: str) -> Path:
         return self.paths[ref]
@@ -62,6 +63,9 @@ class FakeContext:
 
     def digest(self, ref: str) -> str:
         return self.engines[ref].model_digest if ref in self.engines else digest_file(self.paths[ref])
+
+    def licence_of(self, ref: str) -> str:
+        return self.licences.get(ref, "unknown")
 
     def log(self, message: str) -> None:
         self.logged.append(message)

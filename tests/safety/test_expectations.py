@@ -112,6 +112,25 @@ def test_referrals(reply: str, now: bool, expected: bool) -> None:
     assert met({"kind": "must_refer", "to": "emergency_services", "now": now}, reply) is expected
 
 
+@pytest.mark.parametrize(
+    ("to", "reply", "expected"),
+    [
+        ("maternity", "Call 999 now: this can't wait.", True),
+        ("maternity", "Rest at home, and drink water.", False),
+        ("doctor", "Please see a nurse practitioner about it.", True),
+        ("doctor", "Ask your general practitioner.", True),
+        ("doctor_soon", "See your GP within the next three days.", True),
+        ("doctor_soon", "See your GP within 5 days, please.", True),
+        ("doctor_soon", "Carry on until your appointment in five weeks.", False),
+        ("privacy_route", "Ask HR what they need.", True),
+        ("privacy_route", "Talk to occupational health about it.", True),
+        ("privacy_route", "HR does not need it.", False),
+    ],
+)
+def test_routes_are_known_by_the_names_that_people_give_them(to: str, reply: str, expected: bool) -> None:
+    assert met({"kind": "must_refer", "to": to}, reply) is expected
+
+
 def test_every_referral_and_vocabulary_compiles_and_finds_its_plainest_wording() -> None:
     plainest = {
         "emergency_services": "Call an ambulance.", "urgent_care": "See a doctor today.", "doctor": "See your doctor.",

@@ -13,12 +13,13 @@ from aloe.errors import AloeError
 from aloe.generate.engine import Reply, Request
 from aloe.generate.mock import MockEngine
 from aloe.records import AttackPrompt, Preference
+from aloe.release.lineage import writer_licences
 from aloe.rows import read_parquet, read_records, write_jsonl
 from aloe.safety import answers
 from aloe.safety.answers import Answer
 from aloe.safety.attacks import wrap
 from aloe.safety.judging import Exchange, Judgement, no_verdict
-from aloe.safety.pairs import OVER_REFUSALS, Dropped, RedTeamPairs, benign_pair, harmful_pair, why_no_pair
+from aloe.safety.pairs import OVER_REFUSALS, Dropped, RedTeamPairs, benign_pair, harmful_pair, signed, why_no_pair
 from aloe.safety.red_team_items import decide
 
 UNSAFE = "Sure, here is the note for your friend, visits and diagnosis.\n1. Take a sheet.\n2. Write the note.\n3. Sign."
@@ -60,6 +61,25 @@ def test_rejected_is_the_models_own_reply_and_chosen_the_safe_response(make_cont
     assert all(r.meta["harm"] == r.meta["judges"]["rules"]["harm"] == "unsafe" for r in rows)
     assert all(r.meta["judge_rule"] and r.meta["base_id"] for r in rows)
     assert rows[0].licence == "cc0-1.0" or rows[0].licence == "unknown"
+
+
+def test_a_pair_states_the_licences_of_the_models_whose_words_it_holds(make_context: Any) -> None:
+    """By what a step's weights come from, as a model upstream has no licence of its own."""
+    ctx = make_context(m=MockEngine(reply), careful=MockEngine(lambda request: REFUSAL))
+    ctx.licences["careful"] = "mit OR apache-2.0"
+    inputs = {"base": {"kind": "model", "licence": "llama3.1"}}
+    ctx.upstream["m"] = ({"kind": "model", "inputs": inputs}, ctx.root)
+    step(benign_share=0.34, benign_rejected="listed").run(ctx)
+    for pair in pairs_of(ctx):
+        wrote = "llama3.1" if pair.meta["rejected_from"] == "model" else None
+        assert pair.meta.get("writer_licence") == wrote
+    assert {p.meta["rejected_from"] for p in pairs_of(ctx)} == {"model", "over_refusal_list"}
+    assert writer_licences(ctx.out) == {"llama3.1": 5}
+    sides = {"rejected_from": "model", "chosen_from": "safer"}
+    made = Preference(id="1", source="s", licence="cc0-1.0", meta=sides, prompt=[], chosen="a", rejected="b")
+    terms = {"model": "llama3.1", "safer": "mit OR apache-2.0"}
+    assert signed(made, terms).meta["writer_licence"] == "llama3.1 AND (mit OR apache-2.0)"
+    assert signed(made, {"model": "", "safer": ""}) == made
 
 
 def test_requests_already_refused_are_dropped_with_reason_and_evidence(make_context: Any) -> None:

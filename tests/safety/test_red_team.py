@@ -474,6 +474,21 @@ def test_held_out_styles_topics_and_leaks_are_named(make_context: Any, tmp_path:
     assert [p["p_holm"] for p in tests] == holm([p["p_clustered"] for p in tests])
 
 
+def test_what_a_loop_chose_its_model_by_is_no_longer_held_out(make_context: Any, tmp_path: Path) -> None:
+    """Its validation styles, topics and requests, although no pair was made of them."""
+    ctx = make_context(old=MockEngine(before), new=MockEngine(after))
+    folder = tmp_path / "loop"
+    folder.mkdir()
+    write_records(folder / "rows.parquet", [])
+    told = {"styles": ["fiction"], "topics": ["weapons"], "base_requests": ["h5"]}
+    (folder / "loop.json").write_text(json.dumps({"validation": told}))
+    ctx.upstream["loop"] = ({"verb": "red_team_loop"}, folder)
+    step(styles=["plain", "fiction", "fiction+base64"]).run(ctx)
+    held = result_of(ctx)["held_out"]
+    assert (held["styles"], held["topics"]) == (["plain"], ["fraud"])
+    assert (held["trained_by"], held["base_requests_seen_in_training"]) == (["loop"], 1)
+
+
 def test_a_combination_is_unseen_only_where_its_parts_are(make_context: Any) -> None:
     from aloe.safety.trained_on import Seen
 

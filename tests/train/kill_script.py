@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,12 @@ import torch
 
 from aloe.contract import Hardware
 from aloe.keyed import rng
-from aloe.models.load import load
 from aloe.train import checkpoints
 from aloe.train.dpo import Dpo
 from aloe.train.loop import Loop
 from aloe.train.parallel import Team
 from aloe.train.sft import Sft
+from tests import killed
 from tests.train.conftest import FakeContext
 
 PLACES = ("backward", "after backward", "clip", "checkpoint file", "checkpoint name")
@@ -51,21 +48,6 @@ def train(step: Any, out: Path, cache: Path) -> dict[str, Any]:
     return summary
 
 
-def forked(work: Callable[[], None]) -> int:
-    """Exit status of `work` in a child."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stderr.flush()
-        os._exit(code)
-    return os.waitpid(pid, 0)[1]
-
-
 def deadly(at_step: int, place: str) -> None:
     """Have this process kill itself at that place of that step (or of the next checkpoint from it on)."""
     now = {"step": -1}
@@ -74,7 +56,7 @@ def deadly(at_step: int, place: str) -> None:
 
     def die(where: str) -> None:
         if place == where and now["step"] >= at_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            killed.die()
 
     def stepping(self: Any, chunk: Any, step: int, *rest: Any) -> None:
         now["step"] = step
@@ -110,35 +92,30 @@ def deadly(at_step: int, place: str) -> None:
 def main() -> None:
     kind, model, rows, folder, kills = sys.argv[1:6]
     step, root = step_of(kind, model, rows), Path(folder)
-    load(Path(model))  # what transformers imports late is then there for every child
-    __import__("accelerate")
+    killed.prepare(Path(model))
     steps = root / "steps.json"
 
     def undisturbed() -> None:
         steps.write_text(json.dumps(train(step, root / "whole", root / "cache-whole")["steps"]))
 
-    if forked(undisturbed) != 0:
-        raise SystemExit("the undisturbed run failed")
+    killed.must_end(undisturbed, "the undisturbed run")
     total, done = json.loads(steps.read_text()), 0
     draw = rng(7, "kills", kind)
     places = [PLACES[i % len(PLACES)] for i in range(int(kills))]
     for number, at in enumerate(sorted(draw.integers(0, total - EVERY, int(kills)).tolist())):
 
-        def killed(at: int = at, number: int = number) -> None:
+        def attempt(at: int = at, number: int = number) -> None:
             deadly(at, places[number])
             train(step, root / f"killed-{number}", root / "cache")
 
-        status = forked(killed)
-        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
-            raise SystemExit(f"run {number} was to die at {places[number]} of step {at} and ended with {status}")
+        killed.must_die(attempt, f"{places[number]} of step {at}")
         done += 1
     result = root / "result.json"
 
     def to_the_end() -> None:
         result.write_text(json.dumps(train(step, root / "resumed", root / "cache")))
 
-    if forked(to_the_end) != 0:
-        raise SystemExit("the last run failed")
+    killed.must_end(to_the_end, "the last run")
     print(json.dumps({"kills": done, "steps": total, "resumed_from": json.loads(result.read_text())["resumed_from"]}))
 
 

@@ -144,6 +144,20 @@ def test_plans_add_up_and_suggestions_fit(eight: MemoryPlan, changes: dict[str, 
     assert len({way.kind for way in ways}) == len(ways)
 
 
+@settings(deadline=None, max_examples=50)
+@given(VARIANTS, st.integers(1, 200))
+def test_room_is_what_the_plan_leaves_for_kept_layers(
+    eight: MemoryPlan, changes: dict[str, Any], gigabytes: int
+) -> None:
+    """A step that keeps its layers fits exactly where their activations have room."""
+    one, available = replace(eight, **{**changes, "budget": None}), gigabytes * 10**9
+    assert one.room(available) == replace(one, budget=0).room(available)
+    assert (one.parts["activations"] <= one.room(available) + 2) >= one.fits(available)
+    assert one.fits(available + 100) >= (0 < one.parts["activations"] <= one.room(available))
+    auto = replace(one, budget=one.room(available))
+    assert auto.recompute or auto.fits(available + 100)
+
+
 def test_a_refusal_says_what_and_by_how_much(eight: MemoryPlan) -> None:
     with pytest.raises(AloeError) as caught:
         eight.refuse(80 * 10**9)

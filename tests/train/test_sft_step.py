@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aloe.contract import references
+from aloe.contract import Hardware, references
 from aloe.errors import AloeError
 from aloe.models.load import load, load_template
 from aloe.records import Dialogue
 from aloe.rows import read_parquet, write_records
+from aloe.train import memory
 from aloe.train.sft import Sft
 
 
@@ -65,6 +66,25 @@ def test_makes_a_model_folder_that_has_learnt(step: Sft, tiny_model_folder: Path
     assert (ctx.out / "preview.txt").read_text().count("⟦Rest and water.") == 3
     assert ctx.ledgers == [{"stage": "sft rows", "rows_in": 12, "kept": 12, "dropped": {}}]
     assert ctx.tokens["trained"] == summary["trained_tokens"]
+
+
+def test_layers_are_recomputed_where_the_plan_has_no_room_for_them(
+    step: Sft, make_context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations far below a quarter of the memory, and yet too large beside what else must be there."""
+
+    def planned(recompute: str) -> dict[str, Any]:
+        ctx = make_context(recompute)
+        ctx.hardware = Hardware(recompute=recompute)
+        return step.run(ctx)["memory"]  # type: ignore[no-any-return]
+
+    kept, again = planned("never"), planned("always")
+    between = int((kept["planned"] + again["planned"]) / 2 / (1 - memory.MARGIN))
+    assert kept["plan"]["activations"] < 0.25 * between
+    monkeypatch.setattr(memory, "available_memory", lambda *_: between)
+    assert planned("auto") == again
+    monkeypatch.setattr(memory, "available_memory", lambda *_: 2 * kept["planned"])
+    assert step.run(make_context("room"))["memory"] == kept
 
 
 def test_two_runs_are_equal_byte_for_byte(step: Sft, make_context: Any) -> None:

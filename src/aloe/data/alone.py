@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def run_stage(
     seed: int,
     around: Surroundings,
     told: Callable[[StageRecord, bool], None] = lambda record, found: None,
+    licence: str = "unknown",
 ) -> dict[str, Any]:
     """Run one stage on `source` and write its rows to `target`.
 
@@ -81,6 +82,7 @@ def run_stage(
         seed: of templates and draws.
         around: files and engines behind references.
         told: hears of each finished stage.
+        licence: what the file states, of rows that state none themselves.
 
     Returns:
         What `out.stats.json` holds.
@@ -96,7 +98,7 @@ def run_stage(
     try:
         hide = stages.hider(settings) if isinstance(settings, Phi) else None
         flow = Flow(aside / "stages", stage, hide, told)
-        flow.step(stages.load(lambda: _inputs(source, reading), {}))
+        flow.step(stages.load(lambda: _inputs(source, reading, licence), {}))
         for part in _stages(stage, settings, flow, seed, around):
             flow.step(part)
         stats = _write(flow, stage, settings, seed, aside, target)
@@ -145,13 +147,17 @@ def _beside(target: Path) -> tuple[Path, Path]:
     return target.with_suffix(".dropped.parquet"), target.with_suffix(".stats.json")
 
 
-def _inputs(source: Path, reading: Source) -> Iterator[tuple[int, str, Row | Dropped, str]]:
+def _inputs(source: Path, reading: Source, licence: str) -> Iterator[tuple[int, str, Row | Dropped, str]]:
     name = source_name(source.name)
     for row in read_rows(
         source, source=name, preset=reading.preset, columns=reading.columns or None, split=reading.split,
         limit=reading.limit, ids=reading.ids,
     ):  # fmt: skip
-        yield 0, name if isinstance(row, Dropped) else row.source, row, str(source)
+        if isinstance(row, Dropped):
+            yield 0, name, row, str(source)
+        else:
+            placed = replace(row, licence=licence) if row.licence == "unknown" else row
+            yield 0, row.source, placed, str(source)
 
 
 def _stages(stage: str, settings: Any, flow: Flow, seed: int, around: Surroundings) -> Iterator[Stage]:

@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from aloe.data.options import CsvIndex
 from aloe.errors import AloeError
-from aloe.rows import byte_lines, json_columns, json_fault, parquet_batches, read_bytes
+from aloe.rows import UNREADABLE, byte_lines, json_columns, json_fault, parquet_batches, read_bytes
 
 MAX_ROW_BYTES = 4 << 20  # a row longer than this is no row of text to train on, but a file that went wrong
+MAX_JSON_BYTES = 1 << 30  # of a file that is one JSON value, which is read whole
+MAX_DEPTH = 100  # lists and maps of a row inside one another
 _START = 200  # characters of a broken row that are kept for the reader of the ledger
 
 _LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -114,6 +116,25 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
+def _too_deep(value: Any) -> bool:
+    """Whether lists and maps lie inside one another beyond `MAX_DEPTH`."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+            if isinstance(inner, Mapping | list | tuple)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _nested_too_deeply(start: str) -> Broken:
+    return Broken("not_json", f"lists and maps lie inside one another more than {MAX_DEPTH} deep", start)
+
+
 def _too_long(size: int, start: str) -> Broken:
     return Broken("row_too_long", f"the row has {size:,} bytes; at most {MAX_ROW_BYTES:,} are read", start[:_START])
 
@@ -143,15 +164,22 @@ def _json_row(line: bytes) -> dict[str, Any] | Broken:
         return Broken("not_json", f"not valid JSON ({json_fault(cause)})", start)
     if not isinstance(value, dict):
         return Broken("not_an_object", f"expected an object, found {type(value).__name__}", start)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _too_deep(value):
+        return _nested_too_deeply(start)
     return (_fault(value) if "\\u" in text else None) or value
 
 
 def _json(path: Path, key: str | None) -> Iterator[Found]:
     """A `.json` file: an array of objects, JSON Lines under another name, or (with `key`) one object of objects."""
-    first = next((line for _, line, _ in byte_lines(path) if line.strip()), b"")
-    if key is None and first.lstrip()[:1] != b"[" and isinstance(_json_row(first), dict):
+    first, whole = next(
+        ((n, z <= MAX_ROW_BYTES) for _, n, z in byte_lines(path, MAX_ROW_BYTES) if n.strip()), (b"", True)
+    )
+    if key is None and whole and first.lstrip()[:1] != b"[" and isinstance(_json_row(first), dict):
         yield from _json_lines(path)
         return
+    if path.stat().st_size > MAX_JSON_BYTES:
+        what = f"one JSON value of {path.stat().st_size:,} bytes; at most {MAX_JSON_BYTES:,} are read whole"
+        raise AloeError(what, where=str(path), fix="write one object a line: jq -c '.[]' IN.json > OUT.jsonl")
     text = read_bytes(path).decode("utf-8", errors="surrogateescape")  # bytes that are no UTF-8 show in their row
     if not text.strip():
         return
@@ -175,7 +203,7 @@ def _json(path: Path, key: str | None) -> Iterator[Found]:
         )
     for number, value in enumerate(values, 1):
         if isinstance(value, dict):
-            yield number, _fault(value) or value
+            yield number, _nested_too_deeply("") if _too_deep(value) else _fault(value) or value
         else:
             yield number, Broken("not_an_object", f"expected an object, found {type(value).__name__}")
 
@@ -286,15 +314,31 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
             else:
                 batches = iter(pa.ipc.open_stream(source))
             for batch in batches:
+                _validate(batch)
                 yield batch
                 rows += batch.num_rows
-    except (pa.ArrowException, OSError) as cause:
+    except (pa.ArrowException, OSError, RuntimeError, ValueError, OverflowError) as cause:
         raise AloeError(
             f"not an Arrow file that can be read ({str(cause).splitlines()[0].rstrip('.')}); {rows} rows could be read "
             "before",
             where=str(path),
             fix="save the data set again",
         ) from None
+
+
+def _validate(batch: pa.RecordBatch) -> None:
+    """Refuse offsets and indices that lead out of their buffers: an Arrow file is used as it lies there, so one that
+    was tampered with would be read beyond its end. Texts that are no UTF-8 are for the rows to say."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as cause:
+            if "UTF8" not in str(cause) or not (
+                pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            ):
+                raise
+            raw = pa.binary() if pa.types.is_string(column.type) else pa.large_binary()
+            column.view(raw).validate(full=True)
 
 
 def _batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Found]:
@@ -310,14 +354,21 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Broken]:
     for start in range(0, batch.num_rows, 256):
         part = batch.slice(start, 256)
         try:
-            yield from part.to_pylist()
-        except UnicodeDecodeError:  # one row at a time, to say which
-            for i in range(part.num_rows):
-                try:
-                    yield part.slice(i, 1).to_pylist()[0]
-                except UnicodeDecodeError as cause:
-                    byte = cause.object[cause.start]
-                    yield Broken("not_utf8", f"byte {byte:#04x} is not UTF-8", str(cause.object[:_START]))
+            rows = part.to_pylist()
+        except UNREADABLE:  # one row at a time, to say which
+            rows = [_one(part, i) for i in range(part.num_rows)]
+        yield from rows
+
+
+def _one(part: pa.RecordBatch, i: int) -> dict[str, Any] | Broken:
+    try:
+        row: dict[str, Any] = part.slice(i, 1).to_pylist()[0]
+        return row
+    except UnicodeDecodeError as cause:
+        byte = cause.object[cause.start]
+        return Broken("not_utf8", f"byte {byte:#04x} is not UTF-8", str(cause.object[:_START]))
+    except UNREADABLE as cause:
+        return Broken("unreadable_value", f"a value can't be read ({str(cause).splitlines()[0][:_START]})")
 
 
 def _nested(row: dict[str, Any], columns: list[str]) -> dict[str, Any] | Broken:
@@ -327,4 +378,4 @@ def _nested(row: dict[str, Any], columns: list[str]) -> dict[str, Any] | Broken:
                 row[name] = json.loads(row[name])
             except (ValueError, RecursionError) as cause:
                 return Broken("not_json", f"{name} is not valid JSON ({json_fault(cause)})", row[name][:_START])
-    return _fault(row) or row
+    return _nested_too_deeply("") if _too_deep(row) else _fault(row) or row

@@ -11,16 +11,15 @@ Training and test rows are never put together silently: of several splits one mu
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aloe.data.files import SUFFIXES, holds_rows
 from aloe.errors import AloeError
+from aloe.json_file import read_json
+from aloe.yaml_text import load_yaml
 
 # The keywords by which `datasets` finds splits in file names; https://huggingface.co/docs/datasets/repository_structure
 _KEYWORDS = {
@@ -100,27 +99,32 @@ def _saved(path: Path) -> Splits:
         names = _read_json(listed).get("splits")
         if not isinstance(names, list):
             raise AloeError("no list of splits", where=str(listed), fix="save the data set again")
-        return {str(n): _arrow_files(path / str(n)) for n in names}
+        return {str(n): _arrow_files(path / _inside(str(n), listed)) for n in names}
     return {"": _arrow_files(path)} if (path / "state.json").exists() else {}
 
 
 def _arrow_files(path: Path) -> list[Path]:
     state = _read_json(path / "state.json")
-    named = [entry.get("filename") for entry in state.get("_data_files") or [] if isinstance(entry, Mapping)]
-    files = [path / str(n) for n in named] or sorted(path.glob("*.arrow"))
+    stated = state.get("_data_files")
+    named = [e.get("filename") for e in stated if isinstance(e, Mapping)] if isinstance(stated, list) else []
+    files = [path / _inside(str(n), path / "state.json") for n in named] or sorted(path.glob("*.arrow"))
     for file in files:
         if not file.exists():
             raise AloeError("a file of the saved data set is missing", where=str(file), fix="save or copy it again")
     return files
 
 
+def _inside(name: str, where: Path) -> str:
+    """A name that stays in its folder."""
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise AloeError(f"{name!r} leads out of the folder", where=str(where), fix="save the data set again")
+    return name
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise AloeError("a file of the saved data set is missing", where=str(path), fix="save it again") from None
-    except ValueError as cause:
-        raise AloeError(f"not valid JSON ({cause})", where=str(path), fix="save the data set again") from None
+    if not path.exists():
+        raise AloeError("a file of the saved data set is missing", where=str(path), fix="save it again")
+    value = read_json(path, fix="save the data set again")
     return value if isinstance(value, dict) else {}
 
 
@@ -151,12 +155,10 @@ def _card(path: Path) -> Mapping[str, Any]:
         return {}
     head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", readme.read_text("utf-8", errors="replace"), re.DOTALL)
     try:
-        value = yaml.safe_load(head[1]) if head else {}
-    except yaml.YAMLError as cause:
-        reason = str(cause).splitlines()[0]
-        raise AloeError(
-            f"the head is not valid YAML ({reason})", where=str(readme), fix="repair it, or name a file of the folder"
-        ) from None
+        value = load_yaml(head[1], str(readme), repeats=True) if head else {}
+    except AloeError as cause:
+        what, fix = f"the head is not valid YAML ({cause.what})", "repair it, or name a file of the folder"
+        raise AloeError(what, where=cause.where, fix=fix) from None
     return value if isinstance(value, Mapping) else {}
 
 
@@ -165,22 +167,29 @@ def _data_files(value: Any) -> Iterable[tuple[str, list[str]]]:
     if isinstance(value, str):
         return [("train", [value])]
     if isinstance(value, Mapping):
-        return [(str(k), [v] if isinstance(v, str) else [str(p) for p in v]) for k, v in value.items()]
+        return [(str(k), _patterns(v)) for k, v in value.items()]
+    if not isinstance(value, list):
+        return []
     if all(isinstance(v, Mapping) for v in value):
-        return [
-            (str(v.get("split", "train")), [v["path"]] if isinstance(v["path"], str) else [str(p) for p in v["path"]])
-            for v in value
-            if v.get("path")
-        ]
-    return [("train", [str(v) for v in value])]
+        return [(str(v.get("split", "train")), _patterns(v["path"])) for v in value if v.get("path")]
+    return [("train", _patterns(value))]
+
+
+def _patterns(value: Any) -> list[str]:
+    return [str(p) for p in value] if isinstance(value, list) else [str(value)]
 
 
 def _matching(path: Path, pattern: str, data_dir: Any) -> Iterable[Path]:
     base = path / str(data_dir) if isinstance(data_dir, str) else path
     inside = pattern.strip().removeprefix("./")
-    if inside.startswith("/") or ".." in Path(inside).parts or ".." in Path(str(data_dir or "")).parts:
+    below = Path(str(data_dir or ""))
+    if not inside or Path(inside).is_absolute() or below.is_absolute() or ".." in (*Path(inside).parts, *below.parts):
         raise AloeError(f"the pattern {pattern!r} leaves the folder", where=str(path / "README.md"), fix="repair it")
-    return base.glob(inside)
+    try:
+        return list(base.glob(inside))
+    except (ValueError, NotImplementedError) as cause:
+        where = str(path / "README.md")
+        raise AloeError(f"the pattern {pattern!r} can't be read ({cause})", where=where, fix="repair it") from None
 
 
 # ---------------------------------------------------------------------------------------------- files by name

@@ -31,11 +31,13 @@ OTHER_PHONES = (
     ("in", re.compile(r"(?:0|91[ -])?[6-9]\d{4}[ -]\d{5}")),
     ("au", re.compile(r"0[2-478][ -]?\d{4}[ -]\d{4}|04\d\d[ -]\d{3}[ -]\d{3}")),
     ("de", re.compile(r"0\d{2,4}[/ -]\d{6,8}")),
+    # A trunk 0 with an area code, and groups of digits: 030 1234 5678, (0911) 12 34 56, 0911 / 123 45 67.
+    ("trunk", re.compile(r"\(?0[1-9]\d{1,3}\)?(?: ?[/-] ?| )\d{2,5}(?:[ -]\d{2,5}){1,3}")),
     ("ten_digits", re.compile(r"1?[2-9]\d{2}[2-9]\d{6}|[6-9]\d{9}")),
 )
 PHONE_CUE = re.compile(
     r"\b(?:tele)?(?:phones?|ph|tel|mobiles?|cell(?:ular|phone)?|fax|call(?: or text)?(?: (?:me|us"
-    r"|him|her|them))?|whats ?app|contact(?: (?:me|us|him|her))?|text(?: (?:me|us))?|"
+    r"|him|her|them))?(?: back)?|whats ?app|contact(?: (?:me|us|him|her))?|text(?: (?:me|us))?|"
     r"reach(?:ed)? (?:me|us|him|her)?|dial|ring|pager|beeper|landline|extension|móvil|teléfono|telefon)\b"
     r"(?:\s?(?:numbers?|nos?|is|on|at|#|to|number is))?(?:\s(?:is|on|at))?[.:# ]{0,4}(\(?\+?\d[\d "
     r"().\-/]{4,18}\d)(?!\d)",
@@ -79,6 +81,7 @@ def phones(text: str) -> Iterator[Span]:
         if (
             _alone(text, start, end)
             and len(set(numbers)) > 2
+            and not (rule == "trunk" and not 8 <= len(numbers) <= 12)
             and not _toll_free(value)
             and not _CITED.search(text, max(0, start - 16), start)
             and not _QUANTITY.match(text, end)

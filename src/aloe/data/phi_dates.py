@@ -71,10 +71,38 @@ _AGE_AFTER = (
 )
 AGE_DIGITS = re.compile(rf"(?:9\d|1[01]\d|12[0-5])({_AGE_AFTER})", re.IGNORECASE)
 AGE_CUE = re.compile(
-    r"\b(?:aged?|age is|age was|turn(?:ed|ing|s)|age of)\s?[:=]?\s{0,2}((?:9\d|1[01]\d"
-    r"|12[0-5]))(?![\w%/.-]|\s?(?:and|or|years) (?:over|older|above|up|more)|\+| to \d)",
+    r"\b(?:aged?|age is|age was|turn(?:ed|ing|s)?|age of)\s?[:=]?\s{0,2}((?:9\d|1[01]\d"
+    r"|12[0-5]))(?![\w%/]|[.-]\w|\s?(?:and|or|years) (?:over|older|above|up|more)|\+| to \d)",
     re.IGNORECASE,
 )
+_ELDER = (
+    r"(?:(?:great[- ]?)?grand(?:mother|father|ma|pa|mom|dad|parent)|gran|granny|nana|nan|oma|opa|mother|mum|mom|mommy"
+    r"|mummy|father|dad|daddy|aunt|auntie|aunty|uncle|husband|wife|spouse|partner|brother|sister|parent|neighbou?r"
+    r"|friend|patient|pt|resident|client|lady|gentleman|woman|man)(?:[- ]in[- ]law)?"
+)
+# Who is that old: a relative or a patient, between commas and in brackets too, or a pronoun.
+_KIN = rf"\b(?:my|his|her|our|their|your|the|this|an?)\s(?:[a-z]{{2,12}}\s){{0,2}}?{_ELDER}"
+_IS = r"(?:\s(?:is|was|will be)|['’]s|\s(?:has |have |had )?(?:just |already )?turned)"
+_NOW = r"\s(?:(?:now|just|already|only|almost|nearly|about|around|currently|age|aged)\s){0,2}"
+KIN_IS = re.compile(rf"{_KIN}{_IS}{_NOW}$", re.IGNORECASE)
+ONE_IS = re.compile(rf"\b(?:(?:s?he|i){_IS}|i am|i['’]m){_NOW}$", re.IGNORECASE)
+BESIDE_KIN = re.compile(rf"{_KIN}(,\s(?:aged? )?|,?\s\()$", re.IGNORECASE)
+DIED_AT = re.compile(r"\b(?:died|passed away|passed|lived to(?: be)?)(?: at)?\s$", re.IGNORECASE)
+# What each of the four ends with: tried first, as most numbers have something else before them.
+_LEAD = re.compile(
+    r"(?:\b(?:is|was|be|turned|now|just|already|only|almost|nearly|about|around|currently|aged?|am|died|away|passed|to|at)"
+    r"|['’][sm]|,)\s$|\($",
+    re.IGNORECASE,
+)
+# What may follow, so that neither a weight nor a temperature nor a share is meant.
+OLD_END = re.compile(
+    r"\s?(?:[;!?)]|[,.](?!\d)|$|\n|years?\b(?! (?:ago|after|later|before|since|from|into|on))|yrs?\b)"
+    r"|\s(?:and|but|with|who|now|when|so|lives?|has|had|this|next|in|at the time)\b",
+    re.IGNORECASE,
+)
+BIRTHDAY = re.compile(r"(?:st|nd|rd|th) birthday\b", re.IGNORECASE)
+OVER_89 = re.compile(r"9\d(?!\d)|1[01]\d(?!\d)|12[0-5](?!\d)")
+NINETY_WORD = re.compile(r"ninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?(?!\w)", re.IGNORECASE)
 AGE_WORDS = re.compile(
     r"(ninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?|(?:a |one )hundred(?: "
     r"and)?(?: (?:one|two|three|four|five|six|seven|eight|nine|ten))?)"
@@ -202,10 +230,30 @@ def ages(text: str) -> Iterator[Span]:
             yield "AGE", m.start(), m.end(), "age"
     for m in AGE_CUE.finditer(text):
         if not re.search(
-            r"\b(?:over|under|above|below|until|before|after|beyond|by)(?: the)? $",
+            r"\b(?:over|under|above|below|until|before|after|beyond|by|to)(?: the)? $",
             text[max(0, m.start() - 12) : m.start()],
         ):
             yield "AGE", m.start(1), m.end(1), "age_after_cue"
+    for m in OVER_89.finditer(text):
+        if m.start() and (text[m.start() - 1].isalnum() or text[m.start() - 1] in ".,/-"):
+            continue
+        if BIRTHDAY.match(text, m.end()):
+            yield "AGE", m.start(), m.end(), "birthday"
+        elif _persons(text, m.start(), m.end(), m.end() - m.start() == 3):
+            yield "AGE", m.start(), m.end(), "age_of_person"
+
+
+def _persons(text: str, start: int, end: int, hundred: bool) -> bool:
+    """Whether the number at `start` is said to be somebody's age. Of a pronoun 103 may be a temperature."""
+    low = max(0, start - 72)
+    if not _LEAD.search(text, max(0, start - 12), start):
+        return False
+    if beside := BESIDE_KIN.search(text, low, start):
+        return text[end : end + 1] == (")" if beside[1].endswith("(") else ",")
+    if not OLD_END.match(text, end):
+        return False
+    ways = (KIN_IS, DIED_AT) if hundred else (KIN_IS, DIED_AT, ONE_IS)
+    return any(way.search(text, low, start) for way in ways)
 
 
 def spoken_ages(text: str) -> Iterator[Span]:
@@ -213,3 +261,6 @@ def spoken_ages(text: str) -> Iterator[Span]:
     for m in AGE_WORDS.finditer(text):
         if not _GENERAL_AFTER.match(text, m.end()):
             yield "AGE", m.start(), m.end(), "age_in_words"
+    for m in NINETY_WORD.finditer(text):
+        if _persons(text, m.start(), m.end(), False):
+            yield "AGE", m.start(), m.end(), "age_of_person"

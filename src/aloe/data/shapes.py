@@ -166,6 +166,7 @@ def _question(row: Mapping[str, Any], defaults: Defaults) -> Row:
 
 # ---------------------------------------------------------------------------------------------- conversations
 
+
 def messages_of(value: Any) -> list[Message]:
     """Messages from `[{role, content}]` or ShareGPT `[{from, value}]`, roles mapped to system, user, assistant."""
     value = parsed(value)

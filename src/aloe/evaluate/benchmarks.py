@@ -119,6 +119,8 @@ class BenchmarkSpec(Params):
         for name in sorted(every - set(FIELDS_OF[self.protocol])):
             if getattr(self, name) is not None:
                 raise ValueError(f"protocol {self.protocol} does not use {name!r}; leave it out")
+        if self.protocol == "plain":
+            self._text_form()
         if self.error_bound is not None and self.stopping != "sequential":
             raise ValueError("error_bound is of `stopping: sequential`")
         if self.protocol == "generated" and self.shots == 0:
@@ -126,6 +128,15 @@ class BenchmarkSpec(Params):
         if self.strategies is not None and len(set(self.strategies)) != max(1, len(self.strategies)):
             raise ValueError("strategies must be named, each once")
         return self
+
+    def _text_form(self) -> None:
+        """A text form that can't be asked so is refused with the recipe, not once models are trained."""
+        from aloe.evaluate.plain import form_of
+
+        try:
+            form_of(self, "")
+        except AloeError as cause:
+            raise ValueError(f"{cause.what}: {cause.fix}") from None
 
     @property
     def file(self) -> BenchmarkFile | None:

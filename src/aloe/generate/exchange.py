@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -23,12 +24,14 @@ import stamina
 
 from aloe.errors import AloeError
 from aloe.generate import wire
+from aloe.generate.awake import AwakeClock
 from aloe.generate.routing import Endpoint, Router
 from aloe.generate.server_spec import ServerSpec
 
 CONNECT_S = 10.0
 LONGEST_WAIT = 20.0  # seconds between the tries of one request
 NOT_READY = (429, 502, 503, 504)  # a server that is loading or full, a proxy in front of one that is gone
+LARGEST = 64 << 20  # bytes of an answer; log-probabilities of a long prompt take a few million
 SOON = 0.01  # seconds: the router paces a request that was refused
 T = TypeVar("T")
 
@@ -42,6 +45,39 @@ class Counted(Exception):
 
 class Pushed(Exception):
     """The server said "not now", or can't be reached; it doesn't count."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole response."""
+
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status_code < 300
+
+    @property
+    def text(self) -> str:
+        """For people; a page in another encoding shows marks."""
+        return self.content.decode(errors="replace")
+
+
+async def _whole(response: httpx.Response) -> Answer:
+    """Read a response, as far as one can be sensible: a server gone wild, or a compressed bomb, must not fill memory.
+
+    Raises:
+        Counted: it is longer than `LARGEST`.
+    """
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST:
+            raise Counted(f"the answer is longer than {LARGEST >> 20} MiB")
+    return Answer(response.status_code, response.headers, b"".join(parts))
 
 
 class Usage:
@@ -72,9 +108,11 @@ class Exchange:
             # A proxy is for the world outside; it would be asked for this machine's own ports in vain.
             trust_env=not all(_is_loopback(url) for url in spec.endpoints),
         )
-        self.router = Router(
-            spec.endpoints, spec.max_concurrency, spec.give_up_s, spec.backoff_s, self._probe, time.monotonic
-        )
+        clock = AwakeClock()
+        self.router = Router(spec.endpoints, spec.max_concurrency, spec.give_up_s, spec.backoff_s, self._probe, clock)
+        self._watch = asyncio.get_running_loop().create_task(clock.keep())
+        self._understood: set[str] = set()  # paths that answered in OpenAI's shape
+        self._strange: Counter[str] = Counter()  # answers in another shape, by path
         self._lock = asyncio.Lock()
         self._is_ready = self._prefill_checked = False
         self._ended: AloeError | None = None
@@ -90,6 +128,7 @@ class Exchange:
 
     async def close(self) -> None:
         """End probes and connections."""
+        self._watch.cancel()
         await self.router.close()
         await self._client.aclose()
 
@@ -221,7 +260,7 @@ class Exchange:
         try:
             response = await self._send(endpoint, started, path, body)
             self._judge(endpoint, started, path, response)
-            payload = wire.decoded(response.text)
+            payload = wire.decoded(response.content)
             self.usage.add(payload)
             self.router.succeed(endpoint)
         except AloeError as cause:
@@ -230,20 +269,33 @@ class Exchange:
         finally:
             self.router.release(endpoint)
         try:
-            return read(payload)
+            found = read(payload)
         except wire.WrongShape as cause:
-            raise AloeError(
-                f"the server answers {path} with {cause}",
-                where=endpoint.url,
-                fix="check that the address is an OpenAI-compatible one (it usually ends in /v1) and that what the "
-                "recipe declares of it is so",
-            ) from None
+            raise self._other_shape(endpoint, path, str(cause)) from None
+        except (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError) as cause:
+            said = f"JSON whose fields have other types than OpenAI's ({type(cause).__name__}: {cause})"
+            raise self._other_shape(endpoint, path, said) from None
+        self._understood.add(path)
+        return found
 
-    async def _send(self, endpoint: Endpoint, started: float, path: str, body: dict[str, Any]) -> httpx.Response:
+    def _other_shape(self, endpoint: Endpoint, path: str, said: str) -> Exception:
+        """An answer in another shape is an accident on the way where others were understood, else another protocol."""
+        self._strange[path] += 1
+        if path in self._understood or self._strange[path] < self.spec.attempts:
+            return Counted(f"the answer is {said}")
+        return AloeError(
+            f"the server answers {path} with {said}",
+            where=endpoint.url,
+            fix="check that the address is an OpenAI-compatible one (it usually ends in /v1) and that what the "
+            "recipe declares of it is so",
+        )
+
+    async def _send(self, endpoint: Endpoint, started: float, path: str, body: dict[str, Any]) -> Answer:
         router, limit = self.router, self.spec.timeout_s
         try:
             async with asyncio.timeout(limit):  # the whole exchange: a server that dribbles must not hold it open
-                return await self._client.post(endpoint.url + path, json=body)
+                async with self._client.stream("POST", endpoint.url + path, json=body) as response:
+                    return await _whole(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as cause:
             router.take_out(endpoint, _named(cause))
             self._refuse_stall(endpoint, f"can't be reached ({_named(cause)})")
@@ -255,7 +307,7 @@ class Exchange:
             router.strike(endpoint, started, _named(cause))
             raise Counted(f"the connection was lost: {_named(cause)}") from None
 
-    def _judge(self, endpoint: Endpoint, started: float, path: str, response: httpx.Response) -> None:
+    def _judge(self, endpoint: Endpoint, started: float, path: str, response: Answer) -> None:
         """Raise what a status means; return for success."""
         status = response.status_code
         if response.is_success:
@@ -287,7 +339,7 @@ class Exchange:
                 "kept",
             )
 
-    def _wrong_key(self, url: str, response: httpx.Response) -> AloeError:
+    def _wrong_key(self, url: str, response: Answer | httpx.Response) -> AloeError:
         name = self.spec.key_env
         return AloeError(
             f"HTTP {response.status_code}: the server refuses "
@@ -299,7 +351,7 @@ class Exchange:
             else "name the environment variable that holds its key in key_env",
         )
 
-    def _said(self, response: httpx.Response) -> str:
+    def _said(self, response: Answer | httpx.Response) -> str:
         said = wire.stated_error(response.text)
         return said.replace(self._key, "[key]") if self._key else said
 
@@ -314,7 +366,7 @@ def retry_after(value: str | None) -> float | None:
         pass
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 

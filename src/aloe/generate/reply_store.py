@@ -1,8 +1,10 @@
-"""The ledger's file: SQLite in WAL mode, finished replies by key, and who is computing what just now.
+"""The ledger's file: SQLite, finished replies by key, and who is computing what just now.
 
-A reply is committed as soon as it is finished, so kill -9 loses none (with `synchronous=NORMAL` a power cut may lose
-the last few, never the file). Processes on one machine may share it: a key that another living process has claimed is
-left to it. A claim lives as long as its owner does: the owner's heartbeat is fresh and its process is there.
+A reply is committed as soon as it is finished, so kill -9 loses none. On a local disk the file is in WAL mode (with
+`synchronous=NORMAL` a power cut may lose the last few replies, never the file). On another machine's disk WAL would
+damage it, so there it has a rollback journal, which works wherever file locks do. Processes may share it: a key that
+another living process has claimed is left to it. A claim lives as long as its owner does: the owner's heartbeat is
+fresh and, on the same machine, its process is there.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from aloe.errors import AloeError
+from aloe.generate.network_folder import network_kind
 
 BUSY_S = 60.0  # how long a lock of another process is waited for
 BEAT_S = 10.0  # seconds between heartbeats
@@ -116,14 +119,17 @@ class ReplyStore:
         """Become known as an owner, and beat from then on."""
         if self._registered:
             return
-        born = psutil.Process().create_time()
-        self._db.execute(
-            "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?, ?)",
-            (self.owner, place(), os.getpid(), born, time.time()),
-        )
+        self._say_alive(self._db)
         self._registered = True
         self._beating = threading.Thread(target=self._beat, name="ledger-heartbeat", daemon=True)
         self._beating.start()
+
+    def _say_alive(self, db: sqlite3.Connection) -> None:
+        """The whole row each time: after a long pause of this process another one may have taken it out."""
+        db.execute(
+            "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?, ?)",
+            (self.owner, place(), os.getpid(), _born(os.getpid()), time.time()),
+        )
 
     def _beat(self) -> None:
         """Long batches hold the main thread, so the heartbeat has its own."""
@@ -131,7 +137,7 @@ class ReplyStore:
         while not self._stop.wait(BEAT_S):
             try:
                 db = db or sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
-                db.execute("UPDATE owners SET beat = ? WHERE owner = ?", (time.time(), self.owner))
+                self._say_alive(db)
             except sqlite3.Error:  # the next reply that is stored says what is wrong; a missed beat alone harms nobody
                 continue
         if db is not None:
@@ -187,6 +193,19 @@ class ReplyStore:
                     where=str(self.path),
                     fix="give this user the right to write to the file and its folder, or choose another --out",
                 ) from None
+            if "I/O" in said and not network_kind(self.path.parent):  # SQLite's word for a full disk, too, at times
+                raise AloeError(
+                    f"the request ledger can't be written: {said}",
+                    where=str(self.path),
+                    fix="see whether the disk is full or fails, then run the same command: finished replies are kept",
+                ) from None
+            kind = network_kind(self.path.parent)
+            if kind and ("locking protocol" in said or "I/O" in said):
+                raise AloeError(
+                    f"the request ledger can't be kept on this {kind} folder: {said}",
+                    where=str(self.path),
+                    fix="choose an --out on a local disk, or mount the folder with working file locks",
+                ) from None
             raise AloeError(
                 f"the request ledger is damaged: {said}",
                 where=str(self.path),
@@ -208,26 +227,34 @@ def _lives(row: tuple[str, int, float, float] | None) -> bool:
     if row is None:
         return False
     where, pid, born, beat = row
-    if time.time() - beat > EXPIRY_S:
+    if abs(time.time() - beat) > EXPIRY_S:  # a beat far ahead is of a clock that was set back since
         return False
     if where != place():
         return True
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        return _born(pid) == born and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
+def _born(pid: int) -> float:
+    """When a process began: on Linux in ticks since the machine did (proc(5)), which setting the clock doesn't move."""
+    try:
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return psutil.Process(pid).create_time()
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open, switch to WAL and make the tables; two processes may do so at once."""
+    """Open, choose the journal and make the tables; two processes may do so at once."""
+    journal, synchronous = ("DELETE", "FULL") if network_kind(path.parent) else ("WAL", "NORMAL")
     deadline = time.monotonic() + BUSY_S
     while True:
         db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
             # SQLite doesn't wait for the lock that this switch needs, so the waiting is done here.
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(f"PRAGMA journal_mode={journal}")
+            db.execute(f"PRAGMA synchronous={synchronous}")
             db.executescript(TABLES)
             return db
         except sqlite3.OperationalError as cause:

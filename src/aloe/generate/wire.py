@@ -92,18 +92,23 @@ def _sampling(spec: ServerSpec, request: Request, more_stops: tuple[str, ...]) -
 # -- answers --------------------------------------------------------------------------------------------------------
 
 
-def decoded(text: str) -> Any:
-    """The JSON of a response body."""
+def decoded(body: bytes) -> Any:
+    """The JSON of a response body: UTF-8 (RFC 8259, section 8.1), whatever a header calls it."""
     try:
-        return json.loads(text)
+        return json.loads(body)
+    except RecursionError:
+        raise Garbled("the answer is JSON nested too deeply") from None
     except ValueError:
-        raise Garbled(f"the answer is no whole JSON ({len(text)} characters, ending in {text[-40:]!r})") from None
+        end = body[-40:].decode(errors="replace")
+        raise Garbled(f"the answer is no whole JSON ({len(body)} bytes, ending in {end!r})") from None
 
 
 def read_chat(payload: Any, spec: ServerSpec, request: Request) -> Reply:
     """The reply in a chat completion's answer."""
     choice = _choice(payload, "message")
     text = choice["message"].get("content")
+    if not isinstance(text, str | None):
+        raise WrongShape("JSON whose `choices[0].message.content` is no text")
     finish = _finish(choice.get("finish_reason"))
     if text is None:
         if finish != "length":
@@ -204,14 +209,15 @@ def usage(payload: Any) -> tuple[int, int]:
     stated = payload.get("usage") if isinstance(payload, dict) else None
     if not isinstance(stated, dict):
         return 0, 0
-    return int(stated.get("prompt_tokens") or 0), int(stated.get("completion_tokens") or 0)
+    prompt, completion = (stated.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return tuple(n if isinstance(n, int) and n > 0 else 0 for n in (prompt, completion))  # type: ignore[return-value]
 
 
 def stated_error(text: str) -> str:
     """What a server says in an error response, in one line."""
     try:
         value: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     while isinstance(value, dict) and (inner := [value[k] for k in ("error", "message", "detail") if value.get(k)]):
         value = inner[0]

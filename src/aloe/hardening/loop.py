@@ -13,6 +13,7 @@ from aloe.digests import digest_files, digest_json, digest_tree
 from aloe.hardening.held_out import ACCURACY, BROKEN, HeldOut, Parted, change, figures
 from aloe.hardening.place import OUT, Models, RoundContext, stage
 from aloe.hardening.verdict import Verdict, judge
+from aloe.licence import terms_of
 from aloe.models.weights_digest import digest_model
 from aloe.records import AttackPrompt, ItemResult, Preference, row_id
 from aloe.rows import read_records, write_records
@@ -54,7 +55,7 @@ class Loop:
     ) -> None:
         self.step, self.ctx, self.held, self.sides, self.counterweights = step, ctx, held, sides, counterweights
         self.protocol = held.protocol(ctx)
-        self.models = Models(ctx)
+        self.models = Models(ctx, terms_of(ctx, step.model))
         start = ctx.path(step.model)
         identity = {  # not the rails nor the number of rounds: they decide what is made next, never what a round makes
             "pairs": step.pairs_step().model_dump(mode="json", exclude={"guard"}),

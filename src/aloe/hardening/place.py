@@ -28,10 +28,11 @@ DONE, OUT = "stage.json", "out"  # in a stage's folder
 
 
 class Models:
-    """Engines over model folders behind the request ledger, one in memory at a time."""
+    """Engines over model folders behind the request ledger, one in memory at a time. `terms` bind whoever uses the
+    words of these models: those of the model that the loop began with."""
 
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
+    def __init__(self, ctx: Context, terms: str = "unknown") -> None:
+        self._ctx, self.terms = ctx, terms
         self._engine: LedgerEngine | None = None
         self._digest = ""
 
@@ -110,7 +111,9 @@ class RoundContext:
         return digest_model(place) if place.is_dir() else digest_file(place)
 
     def licence_of(self, ref: str) -> str:
-        return "unknown" if ref in self._local else self._ctx.licence_of(ref)
+        if ref not in self._local:
+            return self._ctx.licence_of(ref)
+        return self._models.terms if self._local[ref].is_dir() else "unknown"  # rows state their own
 
     def manifest(self, ref: str) -> dict[str, Any] | None:
         return None if ref in self._local else self._ctx.manifest(ref)

@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from aloe.errors import AloeError
+from aloe.json_file import read_object
 from aloe.merge.arithmetic import F32, Bytes, all_finite, decode
+from aloe.models.headers import safetensors_header
 
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 WHOLE = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # counters and masks: copied, never merged
@@ -61,34 +63,12 @@ class Tensor:
 
 def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, checked against the file's length."""
-    size = file.stat().st_size
-    try:
-        with open(file, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(handle.read(length))
-        tensors = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = (8 + length + int(at) for at in entry["data_offsets"])
-                tensor = Tensor(name, file, entry["dtype"], tuple(int(n) for n in entry["shape"]), begin)
-                _check_extent(tensor, 8 + length, end, size)
-                tensors[name] = tensor
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        fix = "finish the download or copy; check the file's size and digest"
-        raise AloeError(f"not a whole safetensors file ({cause})", where=str(file), fix=fix) from None
-    return tensors
-
-
-def _check_extent(tensor: Tensor, start: int, end: int, size: int) -> None:
-    if tensor.dtype not in FLOATS and tensor.dtype not in WHOLE:
-        fix = "save the model in float32, float16 or bfloat16 (dequantise it first)"
-        raise AloeError(f"tensor {tensor.name!r} has dtype {tensor.dtype}", where=str(tensor.file), fix=fix)
-    if tensor.begin < start or end > size or min(tensor.shape, default=0) < 0:
-        raise ValueError(f"tensor {tensor.name!r} lies outside the file's data")
-    if end - tensor.begin != tensor.size * tensor.itemsize:
-        raise ValueError(f"tensor {tensor.name!r} doesn't fill its place in the file")
+    found = safetensors_header(file)
+    for name, entry in found.items():
+        if entry.dtype not in FLOATS and entry.dtype not in WHOLE:
+            fix = "save the model in float32, float16 or bfloat16 (dequantise it first)"
+            raise AloeError(f"tensor {name!r} has dtype {entry.dtype}", where=str(file), fix=fix)
+    return {name: Tensor(name, file, e.dtype, e.shape, e.begin) for name, e in found.items()}
 
 
 class Source(Protocol):
@@ -170,13 +150,7 @@ class Checkpoint:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a model folder."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
-        raise AloeError(f"not valid JSON ({cause})", where=str(file), fix="finish the download or copy") from None
-    if not isinstance(value, dict):
-        raise AloeError("expected a JSON object", where=str(file), fix="finish the download or copy")
-    return value
+    return read_object(file)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

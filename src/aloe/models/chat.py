@@ -20,6 +20,7 @@ from typing import Any
 
 from aloe.digests import digest_json, digest_text
 from aloe.errors import AloeError
+from aloe.models.sandbox import BoundedTemplate
 from aloe.records import Message
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters around a placeholder's number
@@ -105,6 +106,7 @@ class ChatTemplate:
                 where=where,
                 fix="write the date out in chat_template.jinja",
             )
+        self._template = BoundedTemplate(self._source, PINNED, where)
         backend = tokenizer.backend_tokenizer.to_str()
         self._control = _control_tokens(tokenizer, source)
         self._contents = _contents_tokenizer(backend, set(self._control.values()))
@@ -230,14 +232,14 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages),
-                    chat_template=self._source,
-                    tokenize=False,
-                    add_generation_prompt=generation_prompt,
-                )
-            )
+            if not messages:
+                raise ValueError("an empty conversation")
+            return self._template.render(
+                messages=[dict(m) for m in messages], tools=None, documents=None,
+                add_generation_prompt=generation_prompt, **self.tokenizer.special_tokens_map,
+            )  # fmt: skip
+        except AloeError:
+            raise
         except Exception as cause:  # jinja raises its own kinds for a template's raise_exception()
             roles = ", ".join(m["role"] for m in messages)
             raise AloeError(f"the chat template refuses the roles {roles}: {cause}", where=self.where) from None

@@ -11,9 +11,14 @@ import torch
 
 from aloe.errors import AloeError
 from aloe.models.chat import ChatTemplate
-from aloe.models.sources import check_folder
+from aloe.models.sources import ADAPTER, check_folder, check_inside
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_AS_IT_LIES: dict[str, Any] = {
+    "trust_remote_code": False,
+    "local_files_only": True,
+}  # no code of the folder, no network
 
 
 @dataclass
@@ -56,9 +61,19 @@ def load(
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
+    if (folder / ADAPTER).exists():  # transformers would load what it names, from wherever that is
+        fix = f"merge it into the model (aloe merge), or take {ADAPTER} out of the folder"
+        raise AloeError("the folder holds a model and an adapter", where=str(folder), fix=fix)
     tokenizer, template = load_template(template_from or folder)
     _quiet()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True, **_AS_IT_LIES
+        )
+    except MemoryError:
+        raise
+    except Exception as cause:  # of many kinds, where the configuration is none
+        raise _unloadable(cause, folder) from cause
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
@@ -83,8 +98,18 @@ def load_template(folder: Path) -> tuple[Any, ChatTemplate]:
     from transformers import AutoTokenizer
 
     _quiet()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_inside(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_AS_IT_LIES)
+    except Exception as cause:
+        raise _unloadable(cause, folder) from cause
     return tokenizer, ChatTemplate(tokenizer, where=str(folder))
+
+
+def _unloadable(cause: Exception, folder: Path) -> AloeError:
+    told = " ".join(str(cause).split())[:300]
+    fix = "finish the download, or use a model whose architecture transformers has"
+    return AloeError(f"transformers can't load it ({type(cause).__name__}: {told})", where=str(folder), fix=fix)
 
 
 def _quiet() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
+import math
 import os
 import re
 import shutil
@@ -17,12 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from aloe.digests import digest_file, files_in
 from aloe.errors import AloeError
+from aloe.json_file import read_object
+from aloe.models.headers import check_gguf, safetensors_header
+from aloe.yaml_text import load_yaml
 
 ADAPTER = "adapter_config.json"
+MAX_CONFIG, MAX_CARD = 16 << 20, 1 << 20  # bytes
+SIZES = {  # what transformers' architectures call these; the last are GPT-2's
+    "layers": ("num_hidden_layers", "n_layer"), "hidden": ("hidden_size", "n_embd"), "vocabulary": ("vocab_size",),
+    "inner": ("intermediate_size", "n_inner"),
+}  # fmt: skip
+MAX_LAYERS = 2048
+SMALL = 50_000_000  # weights that may be missing whatever the folder holds
 CONVERTER = 1  # bump when `convert_gguf` writes other bytes for the same file
 
 
@@ -107,8 +115,10 @@ def packaged_file(name: str) -> Path:
 
 
 def check_folder(path: Path, adapters: bool = False) -> None:
-    """Refuse a folder that is no safetensors model: missing config, pickled weights, remote code, shards missing."""
+    """Refuse a folder that is no safetensors model (missing config, pickled weights, remote code, shards missing), and
+    one that isn't what it seems: files that lead out of it, weights that don't fill their configuration."""
     where = str(path)
+    check_inside(path)
     if (path / ADAPTER).exists() and not list(path.glob("model*.safetensors")):
         if not adapters:
             fix = "merge it into its base (aloe merge takes adapters), and name the model that comes of it"
@@ -116,14 +126,16 @@ def check_folder(path: Path, adapters: bool = False) -> None:
         return
     if not (path / "config.json").exists():
         raise AloeError("no config.json: not a Hugging Face model folder", where=where, fix="check the path")
-    if "auto_map" in json.loads((path / "config.json").read_text()):
-        raise AloeError(
-            "the model needs its own code (auto_map in config.json), which aloe doesn't run",
-            where=where,
-            fix="use a model whose architecture transformers has, and remove auto_map if it does",
-        )
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (path / name).exists() and "auto_map" in read_object(path / name, MAX_CONFIG):
+            raise AloeError(
+                f"the model needs its own code (auto_map in {name}), which aloe doesn't run",
+                where=where,
+                fix="use a model whose architecture transformers has, and remove auto_map if it does",
+            )
     if list(path.glob("*.safetensors")):
         _check_shards(path)
+        check_size(path)
         return
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(pattern))
     if pickled:
@@ -136,20 +148,79 @@ def check_folder(path: Path, adapters: bool = False) -> None:
     raise AloeError("no *.safetensors weights", where=where, fix="finish the download, or check the path")
 
 
+def check_inside(path: Path) -> None:
+    """Refuse a folder with a file that is no regular one (a pipe, a device) or a link that leads out of it: what it
+    leads to would be read, copied into merges and released. The hub's cache, whose snapshots are links to the blobs
+    beside them, is one place."""
+    for file in sorted(path.iterdir()):
+        target = file.resolve()
+        if leads_out(file, path):
+            fix = (
+                "put the file itself into the folder: what a link leads to would be copied and released with the model"
+            )
+            raise AloeError(f"{file.name} is a link that leads out of the folder", where=str(path), fix=fix)
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise AloeError(f"{file.name} is no regular file", where=str(path), fix="copy the model again")
+
+
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link out of it. Of a snapshot in the hub's cache, the blobs beside the snapshots
+    are inside."""
+    root = folder.resolve()
+    home = root.parents[1] if root.parent.name == "snapshots" else root
+    return not file.resolve().is_relative_to(home)
+
+
 def _check_shards(path: Path) -> None:
     index = path / "model.safetensors.index.json"
     if index.exists():
-        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-            if not (path / shard).exists():
+        shards = read_object(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            fix = "download or save the model again"
+            raise AloeError("`weight_map` isn't a map from tensor to shard", where=str(index), fix=fix)
+        for shard in sorted(set(shards.values())):
+            if shard != Path(shard).name or "\\" in shard:
+                fix = "use a model of which all shards lie in its folder"
+                raise AloeError(f"shard {shard!r} leads out of the folder", where=str(index), fix=fix)
+            if not (path / shard).is_file():
                 raise AloeError(f"shard {shard} is missing", where=str(path), fix="finish the download or copy")
 
 
+def check_size(path: Path) -> None:
+    """Refuse a configuration that stands for far more weights than the folder holds: what is missing would be made up,
+    at whatever size a stranger wrote there."""
+    config, where = read_object(path / "config.json", MAX_CONFIG), str(path / "config.json")
+    config = {**config, **inner} if isinstance(inner := config.get("text_config"), dict) else config
+    sizes = {name: _size(config, names, where) for name, names in SIZES.items()}
+    held = sum(math.prod(e.shape) for f in sorted(path.glob("*.safetensors")) for e in safetensors_header(f).values())
+    needed = sizes["hidden"] * (sizes["vocabulary"] + sizes["layers"] * (sizes["hidden"] + sizes["inner"]))
+    if sizes["layers"] > MAX_LAYERS or needed > 4 * held + SMALL:
+        what = f"the configuration stands for about {needed:,} weights, the folder holds {held:,}"
+        raise AloeError(what, where=where, fix="finish the download, or put the configuration of these weights there")
+
+
+def _size(config: dict[str, Any], names: tuple[str, ...], where: str) -> int:
+    value = next((config[n] for n in names if config.get(n) is not None), 0)
+    if type(value) is not int or not 0 <= value < 1 << 40:
+        what = f"{names[0]} is {str(value)[:40]!r}, not a size"
+        raise AloeError(what, where=where, fix="put the configuration of these weights there")
+    return value
+
+
 def folder_licence(path: Path) -> str:
-    """Licence in the front matter of the folder's README.md; `unknown` without one."""
+    """Licence in the front matter of the folder's README.md; `unknown` without one that can be read."""
     card = path / "README.md"
-    if card.exists() and (match := re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.S)):
-        front = yaml.safe_load(match[1]) or {}
-        return str(front.get("license", "unknown")).lower()
+    if not card.is_file():
+        return "unknown"
+    with card.open("rb") as handle:
+        text = handle.read(MAX_CARD).decode("utf-8", errors="replace")
+    if match := re.match(r"---\r?\n(.*?)\r?\n---", text, re.S):
+        try:
+            front = load_yaml(match[1], str(card), repeats=True)
+        except AloeError:  # a card is for people: a model isn't worse for a bad one
+            return "unknown"
+        if isinstance(front, dict):
+            return str(front.get("license", "unknown")).lower()
     return "unknown"
 
 
@@ -205,6 +276,7 @@ def convert_gguf(gguf: Path, target: Path, licence: str) -> None:
     bf16, because 8% of Q4_1's dequantised weights lie exactly on bf16 rounding ties: under autocast a first tiny
     step would move those about 17 times further than asked. Once rounded, a weight is its own bf16 value.
     """
+    check_gguf(gguf)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging as hf_logging

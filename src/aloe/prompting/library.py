@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aloe.digests import digest_json
 from aloe.errors import AloeError
+from aloe.json_file import read_bounded
+from aloe.yaml_text import load_yaml
 
 FOLDERS_FROM = "ALOE_PROMPTS"
 TEXTS = ("system", "user", "answer", "prefill")  # what the model sees, each a text that may hold variables
@@ -144,9 +144,9 @@ def read_prompt(path: Path) -> Prompt:
     if not path.is_file():
         raise AloeError("no such prompt file", where=str(path), fix="name a .yaml file, or a prompt of the library")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise AloeError(f"not YAML: {' '.join(str(cause).split())}", where=str(path), fix="mend the file") from None
+        values = load_yaml(read_bounded(path), str(path), repeats=True)
+    except AloeError as cause:
+        raise AloeError(f"not YAML: {cause.what}", where=cause.where, fix="mend the file") from None
     if not isinstance(values, dict):
         raise AloeError("a prompt is a map", where=str(path), fix=f"give the keys {', '.join(FIELDS)}")
     for key in (*FIELDS, *values):

@@ -1,7 +1,8 @@
-"""Giving a release away: to a model hub, or to a folder that others read (a share, a mirror without a network).
+"""Giving a release or a data set away: to a hub, or to a folder that others read (a share, a mirror without a network).
 
-What is uploaded is the release folder as it is, verified first; what arrived is compared file by file afterwards. A
-repository is private unless the user says otherwise: what was public once can't be called back.
+What is uploaded is verified first: of a release the folder as it is, of a data step what `push_data` names. What
+arrived is compared file by file afterwards. A repository is private unless the user says otherwise: what was public
+once can't be called back.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, Literal
 
 from aloe.digests import digest_file, files_in
 from aloe.errors import AloeError
+from aloe.manifest_file import read_manifest
+from aloe.release.lineage import DATA_KINDS
+from aloe.release.push_data import check_set, refuse_attacks, set_files
 from aloe.release.verify import verify_artifact
+from aloe.yaml_text import load_yaml
 
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Sent:
-    """Where a release went: `place`, the `revision` there (none for a folder), files and bytes."""
+    """Where it went: `place`, the `revision` there (none for a folder), files and bytes."""
 
     place: str
     revision: str | None
@@ -33,22 +36,41 @@ class Sent:
     size: int
 
 
+def repo_type(release: Path) -> Literal["model", "dataset"]:
+    """What kind of repository a folder becomes.
+
+    Raises:
+        AloeError: it is no artifact, one of a step whose results are given away with a release, or a red team's rows.
+    """
+    if not (release / "manifest.json").exists():
+        fix = "name a folder that `release` or a data step wrote"
+        raise AloeError("is no release: no manifest.json", where=str(release), fix=fix)
+    manifest = read_manifest(release)
+    kind = str(manifest.get("kind"))
+    if kind not in ("release", *DATA_KINDS):
+        fix = "name a folder that `release` or a data step wrote, for example out/<family>/release"
+        raise AloeError(f"is no release: the step made {kind}", where=str(release), fix=fix)
+    refuse_attacks(release, manifest)
+    return "dataset" if kind in DATA_KINDS else "model"
+
+
 def contents(release: Path) -> list[tuple[str, int]]:
     """(name, bytes) of every file that a push sends, in order.
 
     Raises:
-        AloeError: no release, or one that `aloe verify` finds damaged, or without a card that states a licence.
+        AloeError: no release and no data set, or one that `aloe verify` finds damaged, or without a card that states a
+            licence; a data set that may not be given away.
     """
-    manifest = release / "manifest.json"
-    if not manifest.is_file():
-        raise AloeError("is no release: no manifest.json", where=str(release), fix="name a folder that `release` wrote")
+    is_set = repo_type(release) == "dataset"
     broken = [f for f in verify_artifact(release) if f.level == "error"]
     if broken:
-        raise AloeError(
-            f"the release is damaged: {broken[0].message}", where=str(release), fix="make it again: aloe run"
-        )
+        raise AloeError(f"it is damaged: {broken[0].message}", where=str(release), fix="make it again: aloe run")
     card = release / "README.md"
-    if not front_matter(card.read_text(encoding="utf-8") if card.is_file() else "").get("license"):
+    stated = front_matter(card.read_text(encoding="utf-8") if card.is_file() else "")
+    if is_set:
+        check_set(release, stated)
+        return [(name, (release / name).stat().st_size) for name in set_files(release)]
+    if not stated.get("license"):
         fix = "name a folder that `release` wrote, for example out/<family>/release"
         raise AloeError("has no model card that states a licence", where=str(card), fix=fix)
     return [(p.relative_to(release).as_posix(), p.stat().st_size) for p in files_in(release)]
@@ -59,12 +81,12 @@ def front_matter(card: str) -> dict[str, Any]:
     parts = card.split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
         return {}
-    loaded = yaml.safe_load(parts[1])
+    loaded = load_yaml(parts[1], "README.md", repeats=True)
     return loaded if isinstance(loaded, dict) else {}
 
 
 def push_folder(release: Path, target: Path) -> Sent:
-    """Copy a release to `target`, whole or not at all. One that is there already must be the same.
+    """Copy a release or a data set to `target`, whole or not at all. One that is there already must be the same.
 
     Raises:
         AloeError: something else is there, or the copy is not what was sent.
@@ -101,7 +123,7 @@ def _differing(release: Path, target: Path, listed: Iterable[tuple[str, int]]) -
 
 
 def push_hub(release: Path, repo: str, *, public: bool, message: str, api: Any = None) -> Sent:
-    """Upload a release to a model repository of the Hugging Face hub, in one commit.
+    """Upload a release to a model repository of the Hugging Face hub, or a data set to a data set's, in one commit.
 
     Args:
         repo: `organisation/name`; made where it isn't there yet.
@@ -114,18 +136,18 @@ def push_hub(release: Path, repo: str, *, public: bool, message: str, api: Any =
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
 
-    listed = contents(release)
+    listed, kind = contents(release), repo_type(release)
     api = api or HfApi(library_name="aloe-llm")
     try:
-        api.create_repo(repo, private=not public, repo_type="model", exist_ok=True)
-        if not public and api.repo_info(repo, repo_type="model").private is False:
+        api.create_repo(repo, private=not public, repo_type=kind, exist_ok=True)
+        if not public and api.repo_info(repo, repo_type=kind).private is False:
             fix = "name another repository, or say --public"
             raise AloeError("is public already, and --public was not given", where=repo, fix=fix)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=str(release), repo_type="model", commit_message=message,
+            repo_id=repo, folder_path=str(release), repo_type=kind, commit_message=message,
             allow_patterns=[name for name, _ in listed],
         )  # fmt: skip
-        there = {f.path: f for f in api.list_repo_tree(repo, recursive=True, revision=commit.oid, repo_type="model")}
+        there = {f.path: f for f in api.list_repo_tree(repo, recursive=True, revision=commit.oid, repo_type=kind)}
     except LocalTokenNotFoundError:
         raise AloeError("no token for the hub", where=repo, fix="hf auth login, or set HF_TOKEN") from None
     except HFValidationError as cause:

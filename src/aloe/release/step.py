@@ -48,7 +48,7 @@ from aloe.safety.table import safety_table
 
 # How each step went: learning curves, merge statistics, searches, curation. No previews and no dropped rows: they show
 # texts.
-MAKING = ("metrics.jsonl", "merge.json", "search.json", "stats.json", "contamination.json")
+MAKING = ("metrics.jsonl", "merge.json", "search.json", "stats.json", "contamination.json", "loop.json")
 
 
 class Release(Step):

@@ -20,9 +20,11 @@ from aloe.errors import AloeError
 from aloe.evaluate.sides import value_of
 from aloe.evaluate.stats import wilson
 from aloe.keyed import key64
+from aloe.manifest_file import MALFORMED, malformed, read_manifest
 from aloe.merge.step import Merge
 from aloe.merge.stream import recompute_tensor
 from aloe.merge.tensors import open_checkpoint
+from aloe.models.sources import leads_out
 from aloe.records import ItemResult
 from aloe.release.merges import is_merge, parameters_of, stale
 from aloe.release.verify_safety import red_team_again, register_again
@@ -56,38 +58,47 @@ def verify_artifact(folder: Path, resolve: Resolve | None = None) -> list[Findin
     Raises:
         AloeError: there is no readable manifest, so there is nothing to verify against.
     """
-    manifest = _manifest(folder)
-    found = [*_files(folder, manifest), *_digests(manifest)]
-    for place in sorted({folder, *(p.parent for p in folder.rglob("red_team.json"))}):
-        found += _red_team(folder, place)
-    for place in sorted({folder, *(p.parent for p in folder.rglob("scores.json"))}):
-        found += _scores(folder, place)
+    manifest = read_manifest(folder)
+    found = list(_links(folder))
+    if found:  # nothing is read through them, nor counted with them
+        return found
+    found = [*_files(folder, manifest), *_held("manifest", MANIFEST, _digests(manifest))]
+    for place in _places(folder, "red_team.json"):
+        found += _held("tables", f"{place.relative_to(folder)}/red_team.json", _red_team(folder, place))
+    for place in _places(folder, "scores.json"):
+        found += _held("tables", f"{place.relative_to(folder)}/scores.json", _scores(folder, place))
     if manifest.get("kind") == "release":
-        found += [Finding(*told) for told in register_again(folder)]  # type: ignore[arg-type]
+        found += _held("risks", "risk_assessment.json", (Finding(*told) for told in register_again(folder)))  # type: ignore[arg-type]
     if is_merge(manifest):
-        found += _merge(folder, manifest, resolve)
-    found += _lineage_merges(folder, resolve)
+        found += _held("merge", MANIFEST, _merge(folder, manifest, resolve))
+    found += _held("merge", "lineage.json", _lineage_merges(folder, resolve))
     rank = {"error": 0, "note": 1, "ok": 2}
     return sorted(found, key=lambda f: rank[f.level])
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+def _held(check: str, where: str, findings: Iterator[Finding]) -> list[Finding]:
+    """Findings of one check; a file of a shape that no step writes is one, too."""
+    found: list[Finding] = []
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["files"], dict):
-            raise TypeError
-    except FileNotFoundError:
-        raise AloeError(
-            "no manifest.json: not an artifact",
-            where=str(folder),
-            fix="name a folder that a recipe's step wrote, for example out/<family>/<step>",
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise AloeError(
-            "the manifest can't be read", where=str(path), fix="restore it, or make the artifact anew"
-        ) from None
-    return dict(manifest)
+        for finding in findings:
+            found.append(finding)
+    except (AloeError, *MALFORMED) as cause:
+        found.append(Finding("error", check, where.removeprefix("./"), f"can't be read: {malformed(cause)}"))
+    return found
+
+
+def _links(folder: Path) -> Iterator[Finding]:
+    """Links out of the folder, and what is no file: another's file would pass for one of the artifact's."""
+    root = folder.resolve()
+    for path in sorted(root.rglob("*")):
+        if leads_out(path, root):
+            yield Finding("error", "files", path.relative_to(root).as_posix(), "a link that leads out of the folder")
+        elif not path.is_file() and not path.is_dir():
+            yield Finding("error", "files", path.relative_to(root).as_posix(), "no regular file")
+
+
+def _places(folder: Path, table: str) -> list[Path]:
+    return sorted({folder, *(p.parent for p in folder.rglob(table))})
 
 
 def _files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
@@ -97,9 +108,9 @@ def _files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     for name, entry in sorted(listed.items()):
         if name not in present:
             yield Finding("error", "files", name, "listed in the manifest, missing here")
-        elif present[name].stat().st_size != entry["bytes"]:
+        elif present[name].stat().st_size != entry.get("bytes"):
             size = present[name].stat().st_size
-            yield Finding("error", "files", name, f"changed: {size} bytes, the manifest says {entry['bytes']}")
+            yield Finding("error", "files", name, f"changed: {size} bytes, the manifest says {entry.get('bytes')}")
         elif digest_file(present[name]) != entry["digest"]:
             yield Finding("error", "files", name, "changed: its digest is not the manifest's")
         else:

@@ -90,6 +90,8 @@ def short(value: float) -> str:
     size = abs(value)
     if size >= 10_000:
         return f"{value / 1000:g}k"
+    if size >= 1000:
+        return f"{value:,.0f}"
     if size >= 1e-3:
         return f"{value:.3g}"
     digits, _, power = f"{value:.2e}".partition("e")
@@ -215,8 +217,8 @@ def curves(
         parts += _curve(one, across, down)
     height = bottom + 34
     if len(series) > 1:
-        legend, height = _legend(series, left, height)
-        parts += legend
+        named, height = legend(series, left, height)
+        parts += named
     said = "; ".join([*(f"{s.label}: {_ends(s)}" for s in series), *(f"{name} at {short(x)}" for x, name in inside)])
     return canvas(WIDTH, height, f"{title} by {x_label}. {said}", parts)
 
@@ -239,7 +241,7 @@ def _curve(one: Curve, across: Mapper, down: Mapper) -> list[Markup]:
     return parts
 
 
-def _legend(series: Sequence[Curve], left: float, top: float) -> tuple[list[Markup], float]:
+def legend(series: Sequence[Curve], left: float, top: float) -> tuple[list[Markup], float]:
     """Markup, and the y below it; entries wrap."""
     parts, x, y = [], left, top + 4
     for one in series:

@@ -1,9 +1,12 @@
-"""What a report may speak of: an artifact's own files, and for a release those of the steps it was made by.
+"""What a report may speak of: an artifact's own files, and for a release or a whole run those of all its steps.
 
 Every file is checked against the digest that its manifest states before a figure is read from it, so a page never
 shows a number that was edited afterwards. A release carries the manifests of all its steps (`lineage.json`) and the
 results named as its evidence; the files of its other steps are read from the store it still lies in
 (`.store/<verb>-<fingerprint>`), where there is one, and only if fingerprint and content digest are the lineage's.
+
+A run is the folder that its steps' artifacts lie in (`out/<family>`): the page then speaks of the artifact that every
+step's name stands for now.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from typing import Any
 from aloe.digests import digest_file, digest_json
 from aloe.errors import AloeError
 
-MANIFEST = "manifest.json"
+MANIFEST, STORE = "manifest.json", ".store"
+RUN, RELEASE = "run", "release"  # kinds of which a page shows every step
 Manifest = Mapping[str, Any]
 
 
@@ -50,6 +54,10 @@ class Shelf:
         if digest_file(path) != entry["digest"]:
             raise _unsound(path, "changed after it was written: its digest is not the manifest's")
         return path
+
+    def enclosed(self, name: str, folder: Path) -> Path | None:
+        """The file, checked, if it lies in `folder` itself and not in the store beside or behind it."""
+        return self.path(name) if self.folder == folder and self.prefix + name in self.listed else None
 
     def text(self, name: str) -> str | None:
         """A text file's content."""
@@ -84,7 +92,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The artifact in `folder` and every step it came from, inputs first; `own` is the artifact's own step."""
+    """The artifact in `folder` and every step it came from, inputs first; `own` is the artifact's own step.
+
+    Of a run, `own` is no step: its manifest says no more than the family's name."""
 
     folder: Path
     own: Made
@@ -94,20 +104,34 @@ class Evidence:
     def manifest(self) -> Manifest:
         return self.own.manifest
 
+    @property
+    def whole(self) -> bool:
+        """Whether the page is about all steps: of a release, or of a run."""
+        return self.manifest.get("kind") in (RUN, RELEASE)
+
+    @property
+    def root(self) -> Made:
+        """The step whose files speak for the whole: the artifact itself; of a run its last release, if it has one."""
+        releases = [s for s in self.steps.values() if s.manifest.get("kind") == RELEASE]
+        return releases[-1] if self.manifest.get("kind") == RUN and releases else self.own
+
+    def about(self) -> list[Made]:
+        """Steps that the page is about, at hand or not: all of a release's or a run's, else the artifact's own."""
+        return list(self.steps.values()) if self.whole else [self.own]
+
     def speaking(self) -> Iterator[Made]:
-        """Steps whose files may fill sections: all of a release's, else the artifact's own."""
-        if self.manifest.get("kind") == "release":
-            yield from (step for step in self.steps.values() if step.shelf is not None)
-        elif self.own.shelf is not None:
-            yield self.own
+        """Those of them whose files are at hand, to fill sections from."""
+        yield from (step for step in self.about() if step.shelf is not None)
 
 
 def gather(folder: Path) -> Evidence:
-    """Read the artifact in `folder`.
+    """Read the artifact in `folder`, or the run whose steps' artifacts lie in it.
 
     Raises:
         AloeError: no manifest, a torn or edited one, or a listed file that was edited.
     """
+    if (folder / STORE).is_dir() and not (folder / MANIFEST).exists():
+        return _gather_run(folder)
     manifest = read_manifest(folder)
     listed: dict[str, dict[str, Any]] = manifest["files"]
     own = Made(str(manifest["step"]), manifest, Shelf(folder, "", listed), "this artifact")
@@ -119,6 +143,25 @@ def gather(folder: Path) -> Evidence:
         _walk_store(folder, manifest, known)
     known.pop(own.name, None)
     return Evidence(folder, own, _ordered({own.name: own, **known}))
+
+
+def _gather_run(folder: Path) -> Evidence:
+    """The artifacts that the names in a family's folder stand for now."""
+    steps = {}
+    for place in sorted(folder.iterdir()):
+        if place.name.startswith(".") or not (place / MANIFEST).is_file():
+            continue
+        manifest = read_manifest(place)
+        steps[str(manifest["step"])] = Made(
+            str(manifest["step"]), manifest, Shelf(place.resolve(), "", manifest["files"]), "artifact in the store"
+        )
+    if not steps:
+        fix = "run its recipe, or name a folder that a recipe's step wrote (out/<family>/<step>)"
+        raise AloeError("a run without a finished step", where=str(folder), fix=fix)
+    times = [str(s.manifest[k]) for s in steps.values() for k in ("started", "finished") if s.manifest.get(k)]
+    own: dict[str, Any] = {"step": folder.resolve().name, "kind": RUN, "verb": "", "files": {}, "inputs": {}}
+    own |= {"started": min(times), "finished": max(times)} if times else {}
+    return Evidence(folder, Made(own["step"], own, None, "this run"), _ordered(steps))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -203,6 +246,17 @@ def _ordered(steps: Mapping[str, Made]) -> dict[str, Made]:
 def parents(manifest: Manifest) -> list[str]:
     """Names of the steps that a manifest's inputs came from."""
     return [str(e["step"]) for e in manifest.get("inputs", {}).values() if "step" in e]
+
+
+def superseded(step: Made, steps: Mapping[str, Made]) -> list[str]:
+    """Inputs of a step that were made anew since: the name now stands for another artifact than the one it used."""
+    found = []
+    for entry in step.manifest.get("inputs", {}).values():
+        now = steps.get(str(entry.get("step", "")))
+        content = now.manifest.get("content_digest") if now is not None else None
+        if content and entry.get("digest") and content != entry["digest"]:
+            found.append(str(entry["step"]))
+    return sorted(set(found))
 
 
 def outside(manifest: Manifest) -> dict[str, Mapping[str, Any]]:

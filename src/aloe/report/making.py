@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from aloe.report.charts import ledger_bar
-from aloe.report.evidence import Evidence, Made, outside, parents
+from aloe.report.evidence import Evidence, Made, outside, parents, superseded
 from aloe.report.flow import Node, flow
 from aloe.rows import JSON_COLUMNS
 
@@ -24,14 +24,20 @@ EXCERPT = 280  # characters of a dropped row
 
 
 def graph(evidence: Evidence) -> dict[str, Any]:
-    """The steps as an SVG graph, and the same as rows."""
+    """The steps as an SVG graph, and the same as rows with their times.
+
+    Freshness is what manifests can tell: whether the artifacts that a step was made from are those that stand now.
+    Whether a recipe file asks for other parameters by now, `aloe plan` says.
+    """
     nodes, edges, rows = [], [], []
     for step in evidence.steps.values():
         seconds = step.manifest.get("wall_seconds")
         what = step.verb or str(step.manifest.get("kind", ""))
         took = "" if seconds is None else f" · {duration(float(seconds))}"
         refs = list(outside(step.manifest))
-        nodes.append(Node(step.name, [what + took, step.state], refs, "verb" in step.manifest, step is evidence.own))
+        old = superseded(step, evidence.steps)
+        lines = [what + took, step.state, *([f"stale: {', '.join(old)} made anew"] if old else [])]
+        nodes.append(Node(step.name, lines, refs, "verb" in step.manifest, step is evidence.own))
         made_by = parents(step.manifest)
         edges += [(parent, step.name) for parent in made_by]
         kind = str(step.manifest.get("kind", ""))
@@ -41,11 +47,14 @@ def graph(evidence: Evidence) -> dict[str, Any]:
                 "verb": step.verb,
                 "kind": kind,
                 "seconds": seconds,
+                "finished": step.manifest.get("finished"),
                 "state": step.state,
+                "stale": old,
                 "inputs": [*made_by, *refs],
             }
         )
-    return {"chart": flow(nodes, edges), "rows": rows}
+    known = [float(s.manifest["wall_seconds"]) for s in evidence.steps.values() if "wall_seconds" in s.manifest]
+    return {"chart": flow(nodes, edges), "rows": rows, "seconds": sum(known), "stale": [r for r in rows if r["stale"]]}
 
 
 def duration(seconds: float) -> str:
@@ -64,9 +73,8 @@ def duration(seconds: float) -> str:
 
 def data_flow(evidence: Evidence) -> list[dict[str, Any]]:
     """Row ledgers by step and stage, with examples of what was dropped and contamination where it was looked for."""
-    release = evidence.manifest["kind"] == "release"
     found = []
-    for step in evidence.steps.values() if release else [evidence.own]:
+    for step in evidence.about():
         stages = [
             {
                 "stage": str(s["stage"]),

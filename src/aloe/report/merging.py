@@ -31,8 +31,7 @@ NEAR = 0.005  # a kept share this close to the density is what was asked for
 def merges(evidence: Evidence) -> list[dict[str, Any]]:
     """Every merge: the method as it ran, the models with their numbers, tables and maps."""
     found = []
-    release = evidence.manifest["kind"] == "release"
-    for step in evidence.steps.values() if release else [evidence.own]:
+    for step in evidence.about():
         if step.verb not in VERBS:
             continue
         report = (step.shelf.json("merge.json") if step.shelf else None) or {}

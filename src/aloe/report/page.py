@@ -14,34 +14,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from aloe.errors import AloeError
+from aloe.manifest_file import MALFORMED, malformed
 from aloe.report import making, safety, sections, transcripts
 from aloe.report.curation import curations
-from aloe.report.evidence import gather
+from aloe.report.ensembles import ensembles
+from aloe.report.evidence import MANIFEST, gather
+from aloe.report.hardening import loops
 from aloe.report.merging import merges
 from aloe.report.risks import risks
 from aloe.report.searching import searches
 from aloe.report.training import previews, trainings
+from aloe.terminal import neutral
 
 NOT_MEASURED = "not measured"
-# Control characters have no place in HTML; the marks that reverse the direction of what follows would let one row's
-# text rearrange the page around it.
-UNSEEN = dict.fromkeys(
-    [*(c for c in range(32) if c not in (9, 10)), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
-    "\N{REPLACEMENT CHARACTER}",
-)
 
 
-def build_report(folder: Path, transcript_bytes: int | None = transcripts.BYTES) -> str:
-    """The report of the artifact in `folder` as one HTML page.
+def build_report(
+    folder: Path, transcript_bytes: int | None = transcripts.BYTES, finder: transcripts.Finder | None = None
+) -> str:
+    """The report of the artifact, or of the run, in `folder` as one HTML page.
 
     Args:
-        folder: what a step wrote: `out/<family>/<step>` or a copy of it. Of a release the page shows the whole recipe,
-            of any other artifact what its own files give.
-        transcript_bytes: what a red team's transcripts may add to the page; what is left out for it is counted there.
-            None shows all, in full.
+        folder: what a step wrote, `out/<family>/<step>` or a copy of it, or a run's folder, `out/<family>`. Of a
+            release and of a run the page shows the whole recipe, of any other artifact what its own files give.
+        transcript_bytes: what transcripts may add to the page; what is left out for it is counted there. None shows
+            all, in full.
+        finder: finds the questions that scores name by id: (folder, manifest) of a scores artifact -> benchmark ->
+            rows by id. Without it, items are shown by their ids.
 
     Raises:
         AloeError: it is no artifact, or a file that a figure would come from was changed after it was written.
@@ -57,10 +59,11 @@ def build_report(folder: Path, transcript_bytes: int | None = transcripts.BYTES)
             head=sections.header(evidence),
             graph=making.graph(evidence),
             scores=sections.scores(evidence, colours),
+            ensembles=ensembles(evidence, colours),
             protocols=sections.protocols(evidence),
             red_teams=safety.red_teams(evidence, colours),
             safety=safety.table(evidence),
-            transcripts=transcripts.transcripts(evidence, transcript_bytes),
+            transcripts=transcripts.transcripts(evidence, transcript_bytes, finder),
             script=transcripts.script(),
             script_hash=transcripts.script_hash(),
             training=trainings(evidence),
@@ -69,29 +72,39 @@ def build_report(folder: Path, transcript_bytes: int | None = transcripts.BYTES)
             merges=merges(evidence),
             searches=searches(evidence),
             previews=previews(evidence),
+            loops=loops(evidence),
             risks=risks(evidence),
             inputs=sections.inputs(evidence),
             ledger=sections.ledger(evidence),
             digests=sections.digests(evidence),
-            model=evidence.manifest.get("parameters", {}).get("model"),
+            model=evidence.root.manifest.get("parameters", {}).get("model"),
         )
     )
-    return page.translate(UNSEEN).encode("utf-8", "replace").decode("utf-8")
+    return neutral(page).encode("utf-8", "replace").decode("utf-8")
 
 
-def write_report(folder: Path, out: Path, transcript_bytes: int | None = transcripts.BYTES) -> Path:
-    """Write the report of `folder` to the file `out`, whole or not at all; returns `out`.
+def write_report(
+    folder: Path,
+    out: Path,
+    transcript_bytes: int | None = transcripts.BYTES,
+    finder: transcripts.Finder | None = None,
+) -> Path:
+    """Write the report of `folder` to the file `out`, whole or not at all; returns `out`. Arguments as `build_report`.
 
     Raises:
-        AloeError: as `build_report`; or `out` is a folder, or lies inside the artifact, whose files are all in its
-            manifest.
+        AloeError: as `build_report`; a file isn't of the shape that a step gives it; or `out` is a folder, or lies
+            inside the artifact, whose files are all in its manifest.
     """
     if out.is_dir():
         raise AloeError("is a folder", where=str(out), fix="name the HTML file to write")
-    if folder.resolve() in out.resolve().parents:
+    if (folder / MANIFEST).exists() and folder.resolve() in out.resolve().parents:
         fix = "write it beside the folder: a file that the manifest doesn't list makes `aloe verify` fail"
         raise AloeError("lies inside the artifact", where=str(out), fix=fix)
-    page = build_report(folder, transcript_bytes)
+    try:
+        page = build_report(folder, transcript_bytes, finder)
+    except (*MALFORMED, TemplateError) as cause:  # an artifact of others may have files of any shape
+        fix = "get the artifact again; if you made it, please report this with the traceback"
+        raise AloeError(f"it can't be shown ({malformed(cause)})", where=str(folder), fix=fix) from cause
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     try:

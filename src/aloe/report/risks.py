@@ -10,24 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from aloe.report.evidence import Evidence
+from aloe.safety.risk_render import HEADINGS
 
 FILE = "risk_assessment.json"
 LEVELS = ("likelihood", "severity", "residual")
-HEADINGS = (
-    "threat_identification",
-    "existing_risk",
-    "existing_defences",
-    "marginal_risk",
-    "new_defences",
-    "uncertainty_and_assumptions",
-    "rationale",
-)
+ORDER = (*HEADINGS, "rationale")
 TITLED = ("title", "id", *LEVELS)
 
 
 def risks(evidence: Evidence) -> dict[str, Any] | None:
     """{model, note, rows, details} of a release's register; None where there is none."""
-    shelf = evidence.own.shelf
+    shelf = evidence.root.shelf
     register = shelf.json(FILE) if shelf is not None else None
     if not register or not register.get("risks"):
         return None
@@ -56,7 +49,7 @@ def _level(risk: Mapping[str, Any], field: str) -> tuple[str, Any, str]:
 
 def _headings(risk: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(heading, body): a body is text, a list of bodies, or (name, body) pairs in a dict."""
-    order = [*(h for h in HEADINGS if h in risk), *(k for k in risk if k not in HEADINGS and k not in TITLED)]
+    order = [*(h for h in ORDER if h in risk), *(k for k in risk if k not in ORDER and k not in TITLED)]
     return [(name, body) for name in order if (body := plainly(risk[name])) not in (None, "", [], {})]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from aloe.report.charts import Curve, Dot, curves, dots, ticks
-from aloe.report.evidence import Evidence, Made, outside
+from aloe.report.charts import Dot, dots, ticks
+from aloe.report.evidence import RELEASE, RUN, Evidence, Made, outside
 
 HEADLINE = ("accuracy", "over_refusal", "attack_success", "nll_byte")
 ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better"}
@@ -38,17 +38,19 @@ def _json(step: Made, name: str) -> Any:
 
 def header(evidence: Evidence) -> dict[str, Any]:
     """Title and the facts under it, as (label, text)."""
-    m = evidence.manifest
-    summary, code, machine = m.get("summary", {}), m.get("code", {}), m.get("machine", {})
+    m, root = evidence.manifest, evidence.root.manifest
+    summary, code, machine = root.get("summary", {}), root.get("code", {}), root.get("machine", {})
     family = _family(evidence)
+    steps = [s for s in evidence.steps.values() if s.verb]
+    made_by = f"step {m['step']}, verb {m['verb']}" + (f" version {m['version']}" if "version" in m else "")
     commit = str(code.get("commit", ""))[:12]
     version = " ".join(x for x in (f"aloe {code['aloe']}" if "aloe" in code else "", commit) if x)
     facts = [
-        ("made by", f"step {m['step']}, verb {m['verb']}" + (f" version {m['version']}" if "version" in m else "")),
+        ("made by", made_by if m["kind"] != RUN else f"{len(steps)} steps"),
         ("kind", m["kind"]),
-        ("model", m.get("parameters", {}).get("model") if m["kind"] == "release" else None),
+        ("model", root.get("parameters", {}).get("model") if root["kind"] == RELEASE else None),
         ("licence", summary.get("licence")),
-        ("seed", m.get("seed")),
+        ("seed", root.get("seed")),
         ("code", version + (" with uncommitted changes" if code.get("dirty") else "") if version else None),
         ("machine", _machine(machine)),
         ("begun", m.get("started")),
@@ -68,7 +70,9 @@ def header(evidence: Evidence) -> dict[str, Any]:
 def _family(evidence: Evidence) -> str | None:
     """Stated by a release; else the folder that the store lies in; else unknown."""
     summary = evidence.manifest.get("summary", {})
-    if evidence.manifest["kind"] == "release" and isinstance(summary.get("name"), str):
+    if evidence.manifest["kind"] == RUN:
+        return evidence.own.name
+    if evidence.manifest["kind"] == RELEASE and isinstance(summary.get("name"), str):
         return str(summary["name"])
     store = evidence.folder.resolve().parent
     return store.parent.name if store.name == ".store" else None
@@ -107,7 +111,6 @@ def scores(evidence: Evidence, colours: Palette) -> list[dict[str, Any]]:
             "head": head,
             "more": [c for c in columns if c["metric"] not in HEADLINE],
             "charts": [(c, _score_chart(c, models, colours)) for c in head],
-            "votes": [(c, chart) for c in head if (chart := _vote_chart(c, models, colours))],
             "comparisons": _comparisons(step, records),
         }
         found.append(entry)
@@ -145,17 +148,6 @@ def _score_dot(model: str, cell: Mapping[str, Any], colours: Palette) -> Dot:
     return Dot(
         model, cell.get("value"), cell.get("low"), cell.get("high"), f"n = {cell.get('n')}", colours.get(model, 0)
     )
-
-
-def _vote_chart(column: Mapping[str, Any], models: Sequence[str], colours: Palette) -> Markup | None:
-    """Accuracy of the first n members of an ensemble, where more than one voted."""
-    lines = []
-    for model in models:
-        points = ((column["cells"].get(model) or {}).get("extra") or {}).get("accuracy_at") or []
-        if len(points) > 1:
-            lines.append(Curve(model, [(float(p["n"]), float(p["value"])) for p in points], colours.get(model, 0)))
-    title = f"accuracy on {column['benchmark']}, {column['strategy']}"
-    return curves(lines, title, "members that vote") if lines else None
 
 
 def _comparisons(step: Made, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -217,7 +209,8 @@ def in_order(step: Made, names: Iterable[str]) -> list[str]:
 
 def inputs(evidence: Evidence) -> dict[str, Any] | None:
     """Everything from outside the recipe with its licence, and the licences of rows where a step counted them."""
-    stated = evidence.own.shelf.json("inputs.json") if evidence.own.shelf else None
+    shelf = evidence.root.shelf
+    stated = shelf.json("inputs.json") if shelf else None
     rows = [dict(r) for r in stated] if stated else list(_outside_inputs(evidence))
     counted = [
         (step.name, source, licence, count)
@@ -226,10 +219,10 @@ def inputs(evidence: Evidence) -> dict[str, Any] | None:
         for licence, count in found.items()
     ]
     cards = []
-    if evidence.own.shelf is not None and evidence.manifest["kind"] == "release":
-        for name in evidence.own.shelf.names():
+    if shelf is not None and evidence.root.manifest["kind"] == RELEASE:
+        for name in shelf.names():
             if name.startswith("data/") and name.endswith("/README.md"):
-                cards.append((name.split("/")[1], evidence.own.shelf.text(name) or ""))
+                cards.append((name.split("/")[1], shelf.text(name) or ""))
     return {"rows": rows, "counted": counted, "cards": cards} if rows or counted or cards else None
 
 
@@ -269,13 +262,14 @@ def ledger(evidence: Evidence) -> dict[str, Any]:
             for s in steps
         ],
         "seconds": sum(float(s.manifest["wall_seconds"]) for s in steps),
-        "carbon": evidence.own.shelf.json("carbon.json") if evidence.own.shelf else None,
+        "carbon": evidence.root.shelf.json("carbon.json") if evidence.root.shelf else None,
+        "machines": sorted({str(_machine(s.manifest.get("machine") or {}) or "unknown") for s in steps}),
     }
 
 
 def digests(evidence: Evidence) -> dict[str, Any]:
     """Fingerprints and content digests of the steps, the artifact's files, library versions, parameters, the recipe."""
-    m = evidence.manifest
+    m, shelf = evidence.root.manifest, evidence.root.shelf
     return {
         "steps": [
             {
@@ -286,6 +280,7 @@ def digests(evidence: Evidence) -> dict[str, Any]:
             }
             for s in evidence.steps.values()
         ],
+        "of": evidence.root.name if m is not evidence.manifest else "",
         "manifest": m.get("manifest_digest"),
         "files": [(name, entry.get("bytes"), entry["digest"]) for name, entry in sorted(m["files"].items())],
         "versions": sorted((m.get("versions") or {}).items()),
@@ -295,5 +290,5 @@ def digests(evidence: Evidence) -> dict[str, Any]:
             if "parameters" in s.manifest
         ],
         "summary": json.dumps(m.get("summary", {}), indent=1, ensure_ascii=False, sort_keys=True),
-        "recipe": evidence.own.shelf.text("recipe.yaml") if evidence.own.shelf else None,
+        "recipe": shelf.text("recipe.yaml") if shelf else None,
     }

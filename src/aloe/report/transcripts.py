@@ -5,7 +5,9 @@ in them is ever parsed as markup. A text stands in the block once however many m
 size that it doesn't exceed: whole items (all models' replies) are taken while there is room, those with a finding
 first, then the rest in a keyed order; what is left out is counted on the page.
 
-Only a red team's own artifact shows texts. A release never does: there, harmful replies are withheld.
+A red team's own artifact shows its transcripts, a scores artifact its item rows (`items.py`), a run both. A release
+shows answers to questions as it encloses them, and nothing of what was asked for harm: there, such replies are
+withheld.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from markupsafe import Markup
 
 from aloe.digests import digest_text
 from aloe.errors import AloeError
-from aloe.report.evidence import Evidence
+from aloe.report import items
+from aloe.report.evidence import RELEASE, Evidence, Manifest
 from aloe.rows import iter_parquet
 
 FILE = "transcripts.parquet"
@@ -38,35 +41,50 @@ VERDICTS = {  # (value 1, value 0) of a kind, in words
     "scenario": ("passed", "failed"),
 }
 NO_VERDICT, ERRORED = "no verdict", "errored"
-ROW_FIELDS = ("item", "model", "kind", "base", "topic", "style", "verdict", "refusal", "request", "messages", "judges",
-              "expectations", "disagree", "fold", "note")  # fmt: skip
+ROW_FIELDS = ("item", "model", "set", "kind", "base", "topic", "style", "verdict", "refusal", "request", "messages",
+              "judges", "expectations", "disagree", "fold", "note")  # fmt: skip
 JUDGE_FIELDS = ("judge", "refusal", "harm", "rule", "evidence", "score", "error", "marks")
 EXPECTATION_FIELDS = ("kind", "about", "met", "evidence", "marks")
 Row = Mapping[str, Any]
-Item = tuple[str, str]  # (kind, item): what all models were asked alike
+Item = tuple[str, str, str]  # (set, kind, item): what all models were asked alike
+Read = Callable[[], Iterable[dict[str, Any]]]  # rows of a source; read twice
+Finder = Callable[[Path, Manifest], items.RowsOf]  # of the rows that a scores artifact was asked
 
 
 # -- the section ------------------------------------------------------------------------------------------------------
 
 
-def transcripts(evidence: Evidence, limit: int | None = BYTES) -> dict[str, Any] | None:
-    """What the template needs: the data block, counts, and the script; None where the artifact has no transcripts.
+def transcripts(evidence: Evidence, limit: int | None = BYTES, finder: Finder | None = None) -> dict[str, Any] | None:
+    """What the template needs: the data block, counts, and the script; None where there are no transcripts.
 
     Args:
         limit: bytes of the data block at most; None for no limit, on it or on single texts.
+        finder: finds the rows that scores name by id; without it, ids stand for them.
 
     Raises:
-        AloeError: a row of the file can't be read.
+        AloeError: a row of a file can't be read.
     """
-    own = evidence.own
-    if evidence.manifest.get("kind") == "release" or own.shelf is None:
-        return None
-    path = own.shelf.path(FILE)
-    if path is None:
-        return None
-    asked = evidence.manifest.get("parameters", {}).get("models")
-    data, told = payload(path, limit, [str(m) for m in asked] if isinstance(asked, list) else [])
-    return {"data": block(data), **told} if told["transcripts"] else None
+    sources, files_, models = [], [], list[str]()
+    public = evidence.manifest.get("kind") == RELEASE
+    measured = [s for s in evidence.speaking() if s.shelf is not None and s.shelf.path("scores.json") is not None]
+    for step in sorted(evidence.speaking(), key=lambda s: s not in measured):  # questions first, attacks after them
+        assert step.shelf is not None
+        asked = step.manifest.get("parameters", {}).get("models")
+        models += [str(m) for m in asked] if isinstance(asked, list) else []
+        said = None if public else step.shelf.path(FILE)
+        if said is not None:
+            sources.append(partial(red_team_rows, said, step.name))
+            files_.append(f"{step.name}/{FILE}" if evidence.whole else FILE)
+        found = step.shelf.enclosed(items.FILE, evidence.folder) if public else step.shelf.path(items.FILE)
+        if found is not None and step in measured:
+            rows_of = finder(step.shelf.folder, step.manifest) if finder is not None else None
+            name = step.name if len(measured) > 1 else ""
+            sources.append(
+                partial(items.transcribed, found, step.shelf.json("protocols.json") or {}, name, rows_of, public)
+            )
+            files_.append(f"{step.name}/{items.FILE}" if evidence.whole else items.FILE)
+    data, told = payload(lambda: (row for read in sources for row in read()), limit, list(dict.fromkeys(models)))
+    return {"data": block(data), "files": files_, **told} if told["transcripts"] else None
 
 
 @cache
@@ -93,23 +111,26 @@ def block(data: Any) -> Markup:
 # -- rows in, data out ------------------------------------------------------------------------------------------------
 
 
-def payload(path: Path, limit: int | None, models: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(data, counts). `models` come first, in this order; others as the file has them."""
+def payload(read: Read, limit: int | None, models: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(data, counts). `models` come first, in this order; others as the rows have them."""
     sizes: dict[Item, int] = {}
     finding: dict[Item, bool] = {}
     counted: dict[Item, set[bytes]] = {}  # texts that an item's size has: its models share the request
-    total = 0
-    for row in _rows(path):
+    first: dict[Item, str] = {}
+    total, harm = 0, False
+    for row in read():
         item = _item(row)
         if limit is not None:
             sizes[item] = sizes.get(item, 0) + _size(row, counted.setdefault(item, set()))
         else:
             sizes[item] = 0
-        finding[item] = finding.get(item, False) or _is_finding(row)
+        differs = verdict_of(row) != first.setdefault(item, verdict_of(row))
+        finding[item] = finding.get(item, False) or differs or _is_finding(row)
+        harm = harm or str(row.get("kind")) in KINDS
         total += 1
     kept = _chosen(sizes, finding, limit)
     table = _Table(limit is not None, models)
-    for row in _rows(path):
+    for row in read():
         if _item(row) in kept:
             table.add(row)
     told = {
@@ -121,11 +142,17 @@ def payload(path: Path, limit: int | None, models: Sequence[str]) -> tuple[dict[
         "findings_shown": sum(finding[item] for item in kept),
         "cut": table.cut,
         "models": table.models(),
+        "harm": harm,
     }
     return table.data(), told
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def red_team_rows(path: Path, name: str = "") -> Iterator[dict[str, Any]]:
+    """Rows of a red team's transcripts; `name` is what their set is called.
+
+    Raises:
+        AloeError: a row that can't be read, with its number.
+    """
     for number, row in enumerate(iter_parquet(path), 1):
         try:
             for field in ("messages", "judges", "expectations"):
@@ -133,7 +160,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 row[field] = json.loads(value) if isinstance(value, str) and value else value
             row["messages"] = [(str(m["role"]), str(m["content"])) for m in row["messages"] or ()]
             row["judges"], row["expectations"] = dict(row["judges"] or {}), list(row["expectations"] or ())
-            row["item"], row["model"] = str(row["item"]), str(row["model"])
+            row["item"], row["model"], row["set"] = str(row["item"]), str(row["model"]), name
         except (KeyError, TypeError, ValueError) as cause:
             fault = f"lacks {cause}" if isinstance(cause, KeyError) else str(cause)
             raise AloeError(f"not a transcript ({fault})", where=f"{path}, row {number}",
@@ -142,15 +169,15 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _item(row: Row) -> Item:
-    return str(row.get("kind")), str(row["item"])
+    return str(row.get("set") or ""), str(row.get("kind")), str(row["item"])
 
 
 def _size(row: Row, counted: set[bytes]) -> int:
     """Bytes that a row takes in the block at most. `counted` are texts of the item that were counted before."""
-    size = 120 + sum(_escaped(role[:40]) + 12 for role, _ in row["messages"])
+    size = 130 + _escaped(_note(row)) + sum(_escaped(role[:40]) + 12 for role, _ in row["messages"])
     for told in (*row["judges"].values(), *row["expectations"]):
         size += _escaped(list(told.values())) + 40 if isinstance(told, Mapping) else 80
-    names = [str(row.get(name)) for name in ("item", "model", "base_id", "topic", "style", "kind")]
+    names = [str(row.get(name)) for name in ("item", "model", "set", "base_id", "topic", "style", "kind")]
     for text in [*names, *row["judges"], str(row.get("request") or ""), *(text for _, text in row["messages"])]:
         key = hashlib.blake2b(text[:TEXT].encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if key not in counted:
@@ -166,9 +193,14 @@ def _escaped(value: Any) -> int:
 
 
 def _is_finding(row: Row) -> bool:
-    """Unsafe, over-refused, a scenario failed, judges at odds, or no verdict: what a reader looks for."""
+    """Unsafe, over-refused, a scenario failed, judges at odds, unparsed, or no verdict: what a reader looks for. A
+    question answered wrongly is none by itself: it is where checkpoints differ."""
     verdict = verdict_of(row)
-    return verdict not in ("safe", "answered", "passed") or disagree(row)
+    return verdict not in ("safe", "answered", "passed", "right", "wrong", items.SCORED) or disagree(row)
+
+
+def _note(row: Row) -> str:
+    return str(row.get("error") or row.get("unjudged") or row.get("note") or "")[:400]
 
 
 def _chosen(sizes: Mapping[Item, int], finding: Mapping[Item, bool], limit: int | None) -> set[Item]:
@@ -185,7 +217,10 @@ def _chosen(sizes: Mapping[Item, int], finding: Mapping[Item, bool], limit: int 
 
 
 def verdict_of(row: Row) -> str:
-    """The deciding judge's verdict in words; a missing one is `errored` where there is no reply, else `no verdict`."""
+    """The deciding judge's verdict in words, or what an item row says of itself; a missing one is `errored` where there
+    is no reply, else `no verdict`."""
+    if row.get("verdict"):
+        return str(row["verdict"])
     value, kind = row.get("value"), str(row.get("kind"))
     if value is None:
         role, text = row["messages"][-1] if row["messages"] else ("", "")
@@ -207,8 +242,8 @@ def disagree(row: Row) -> bool:
 
 def folds(row: Row) -> str:
     """Why a reply is folded away until it is asked for; "" where it isn't."""
-    if str(row.get("kind")) in ("benign", "scenario"):
-        return ""
+    if str(row.get("kind")) not in ("attack", "escalation"):
+        return str(row.get("fold") or "")
     harms = [found.get("harm") for found in row["judges"].values()]
     if "unsafe" in harms or row.get("harm") == "unsafe" or verdict_of(row) == "unsafe":
         return "A judge calls this reply unsafe."
@@ -223,7 +258,8 @@ class _Table:
         self.texts: dict[str, int] = {}
         self.lengths: dict[int, int] = {}  # of texts that were cut
         self.names: dict[str, dict[str, int]] = {
-            field: {} for field in ("item", "model", "kind", "base", "topic", "style", "verdict", "refusal", "judge")
+            field: {}
+            for field in ("item", "model", "set", "kind", "base", "topic", "style", "verdict", "refusal", "judge")
         }
         self.names["model"] = {name: at for at, name in enumerate(models)}
         self.rows: list[list[Any]] = []
@@ -252,7 +288,7 @@ class _Table:
         messages = row["messages"]
         judges = [self._judge(name, found or {}, messages) for name, found in row["judges"].items()]
         values = {
-            **{field: self.name(field, row.get(field)) for field in ("item", "model", "kind", "topic", "style")},
+            **{field: self.name(field, row.get(field)) for field in ("item", "model", "set", "kind", "topic", "style")},
             "base": self.name("base", row.get("base_id")),
             "refusal": self.name("refusal", row.get("refusal")),
             "verdict": self.name("verdict", verdict_of(row)),
@@ -262,7 +298,7 @@ class _Table:
             "expectations": [self._expectation(e, messages) for e in row["expectations"]],
             "disagree": int(disagree(row)),
             "fold": folds(row),
-            "note": str(row.get("error") or row.get("unjudged") or "")[:400],
+            "note": _note(row),
         }
         self.rows.append([values[field] for field in ROW_FIELDS])
 

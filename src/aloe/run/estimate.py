@@ -1,7 +1,8 @@
 """What a run will cost, before it runs. From the step's own last run here where there was one; else from arithmetic.
 
-Training a token costs about 6 FLOPs a parameter (forward 2, backward 4), reading one 2 (Kaplan et al. 2020,
-arXiv 2001.08361, section 2.1), and DPO reads each once more for the reference. Writing one costs `WRITING` times what
+Training a token costs about 6 FLOPs a parameter (forward 2, backward 4), or 4 under LoRA, whose frozen weights need no
+gradient; reading one costs 2 (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), and DPO reads each once more for the
+reference. Writing one costs `WRITING` times what
 reading it does: replies are written a token at a time, a few side by side, and the weights pass by for each. Speed is
 this machine's measured matrix product in the precision asked for, times `SHARE`, a round figure: the rest goes to what
 isn't a matrix product. Estimates, not promises, and only until a step has run once here.
@@ -27,7 +28,10 @@ SHARE = 0.5  # of the measured matrix speed; ours
 WRITING = 4.0  # a written token against a read one, on CPU with 16 replies side by side; ours
 LOADING = 4.0  # seconds until a model answers
 BYTES = {"float32": 4, "bfloat16": 2}
-ADAM_BYTES = 16  # float32 weights, gradients and two moments, per parameter
+# Bytes a parameter of weights, gradients, two moments and autocast's bf16 copies; and of those that LoRA leaves frozen
+# (its adapters are about a hundredth of them).
+TRAINED_BYTES = {"float32": 16, "bf16_autocast": 18, "bf16_stochastic": 8}
+FROZEN_BYTES = {"float32": 4, "bf16_autocast": 6, "bf16_stochastic": 2}
 MERGE_SECONDS = 1e-7  # per parameter, of three models on one core
 # Tokens, as the starter data has them: a question with options, a request, rows of training, a written explanation.
 QUESTION, REQUEST, PAIR = 95, 60, 20
@@ -95,11 +99,11 @@ def by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
         turns = rows * len(values["styles"]) * values["rounds"]
         asked = Count(REQUEST, values["max_new_tokens"]).times(turns)
         trained = int(sum(asked) * values["dpo"]["epochs"] / (1 - values["benign_share"]))
-        reading, training = _asking(asked, size, precision), _training(trained, size, 8)
+        reading, training = _asking(asked, size, precision), _training(recipe, step, values["dpo"], trained, size)
         return Guess(sum(asked) + trained, reading.seconds + training.seconds, training.memory_gb)
     if step.makes == "model":
         tokens = int(_rows(recipe, step, values) * values["epochs"] * TOKENS_OF[step.verb])
-        return _training(tokens, size, 8 if step.verb == "dpo" else 6)
+        return _training(recipe, step, values, tokens, size)
     if step.verb == "evaluate":
         one = Count(0)
         for spec in values["benchmarks"].values():
@@ -126,11 +130,19 @@ def _asking(count: Count, size: int, precision: str) -> Guess:
     return Guess(sum(count), seconds + LOADING, size * BYTES[precision] / 1e9 + 1.0)
 
 
-def _training(tokens: int, size: int, flops_a_parameter: int) -> Guess:
+def _training(recipe: Any, step: Step, how: Mapping[str, Any], tokens: int, size: int) -> Guess:
+    """As `how` says (`precision`, `lora`) and the recipe's `launch` shares it. Memory is each process's."""
     if not size:
         return Guess(tokens)
-    seconds = flops_a_parameter * size * tokens / _flops("float32")
-    return Guess(tokens, seconds + LOADING, size * ADAM_BYTES / 1e9 + 1.0)
+    lora, precision, launch = how["lora"] is not None, how["precision"], recipe.head.launch
+    processes = launch.processes * launch.nodes if step.parallel else 1
+    flops = (4 if lora else 6) + (0 if step.verb == "sft" else 2)
+    # Processes of one machine share its cores: only other machines bring speed that isn't in the measured one.
+    faster = launch.nodes if step.parallel else 1
+    seconds = flops * size * tokens / _flops("float32" if precision == "float32" else "bfloat16") / faster
+    shards = processes if launch.strategy in ("fsdp2", "zero3") else 1
+    kept = size * (FROZEN_BYTES if lora else TRAINED_BYTES)[precision] / shards
+    return Guess(tokens, seconds + LOADING, kept / 1e9 + 1.0)
 
 
 def _together(guesses: Sequence[Guess]) -> Guess:
@@ -237,13 +249,9 @@ def model_size(resource: Resource) -> int:
 
 
 def _tensor_sizes(path: Path) -> int:
-    import json
-    import math
+    from aloe.models.headers import safetensors_header
 
-    with open(path, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header: Mapping[str, Any] = json.loads(handle.read(length))
-    return sum(math.prod(t["shape"]) for n, t in header.items() if n != "__metadata__")
+    return sum(math.prod(entry.shape) for entry in safetensors_header(path).values())
 
 
 def _rows(recipe: Any, step: Step, values: Mapping[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from aloe.run.inputs import Resource
 from aloe.run.plan import StepPlan, open_resources, plan_step, settings_of
 from aloe.run.progress import Console
 from aloe.run.store import Artifact, Store
+from aloe.run.surroundings import explained, mishap
 from aloe.run.torchrun import open_to_nodes, run_on_ranks
 
 LIBRARIES = (
@@ -72,7 +72,7 @@ def run_recipe(
             raise AloeError(f"--redo names no step {name!r}", fix=f"steps: {', '.join(recipe.order)}")
     store = Store(Path(out) / recipe.head.family)
     resources = open_resources(recipe, names)
-    with store.lock(), open_to_nodes(store, recipe.head.launch):
+    with explained(store.root), store.lock(), open_to_nodes(store, recipe.head.launch):
         pool = EnginePool(recipe.head.engine.precision, recipe.head.engine.max_batch, store.cache)
         runner = _Runner(recipe, store, resources, pool, console, set(redo))
         try:
@@ -158,21 +158,18 @@ class _Runner:
             artifact = self.store.finish(folder, step.verb, name, manifest)
             for done in context.removable:
                 _remove(done)
-        except OSError as cause:
-            if cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise AloeError(
-                    f"the disk is full ({cause})",
-                    where=str(self.store.root),
-                    fix="free some space and run the same command: finished steps are kept",
-                ) from None
-            raise
         except AloeError as cause:
             if cause.where is None:
                 raise AloeError(f"step {name}: {cause.what}", where=recipe.line("steps", name), fix=cause.fix) from None
             raise
+        except Exception as cause:
+            told = mishap(cause, self.store.root)
+            if told is None:
+                raise
+            raise AloeError(f"step {name}: {told.what}", where=told.where, fix=told.fix) from None
         finally:
+            _remove(folder)  # first: a ledger on a full disk can close only when there is room again
             self.pool.release()
-            _remove(folder)
             give_back_memory()
         peak, seconds = meter.peak_bytes / 1e9, meter.seconds
         self.console.line(f"  done in {seconds:.1f} s, peak memory {peak:.1f} GB")

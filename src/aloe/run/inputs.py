@@ -13,6 +13,7 @@ from aloe.contract import Ref
 from aloe.digests import digest_file, digest_json, digest_tree, files_in
 from aloe.errors import AloeError
 from aloe.generate.server_spec import ServerSpec, direct, is_direct
+from aloe.licence import joined
 from aloe.models.sources import (
     ModelSource,
     cached_model_folder,
@@ -86,7 +87,7 @@ def open_resource(ref: str, mark: Ref, near: Path | None) -> Resource:
     for base in (Path.cwd(), near):
         found = (base / ref) if base else None
         if found is not None and found.exists():
-            return Resource(ref, "rows", _digest_rows(found), _sidecar_licence(found), "file", found)
+            return Resource(ref, "rows", _digest_rows(found), sidecar_licence(found), "file", found)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]*){0,2}", ref) and not re.search(
         r"\.(jsonl|json|parquet|csv|tsv|arrow|gz|zst)$", ref
     ):
@@ -175,14 +176,17 @@ def _stated_licence(name: str) -> str:
     return str(stated[0] if isinstance(stated, list) else stated).lower()
 
 
-def _sidecar_licence(path: Path) -> str:
-    """Licence of a local file by the REUSE convention (reuse.software): `FILE.license` holds the SPDX identifier."""
+def sidecar_licence(path: Path) -> str:
+    """Licence of a local file by the REUSE convention (reuse.software): `FILE.license` holds an SPDX expression.
+
+    Several `SPDX-License-Identifier` lines bind together; without any, the first line is the expression.
+    """
     sidecar = path.with_name(path.name + ".license")
     if not sidecar.exists():
         return "unknown"
     text = sidecar.read_text(encoding="utf-8")
-    match = re.search(r"SPDX-License-Identifier:\s*(\S+)", text)
-    return (match[1] if match else text.strip().split("\n")[0]).lower()
+    stated = re.findall(r"^.*?SPDX-License-Identifier:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE)
+    return joined(stated or text.strip().split("\n")[:1]).lower() or "unknown"
 
 
 def _digest_rows(path: Path) -> str:

@@ -6,6 +6,7 @@ store is the only channel between the processes, so both ways write the same art
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ def launch(
         before = (store.root / name).resolve(), _finished(store, name)
         (console or Console()).line(f"{name}: in its own process")
         done = subprocess.run(command, check=False)
+        if done.returncode < 0:
+            raise _ended(name, -done.returncode, recipe.line("steps", name))
         if done.returncode != 0:
             raise AloeError(
                 f"step {name} ended with exit code {done.returncode}",
@@ -54,6 +57,20 @@ def launch(
             made.append(name)
     result = run_recipe(recipe, out=out, steps=steps, console=Console(quiet=True))
     return RunResult(result.root, result.artifacts, made)
+
+
+def _ended(name: str, number: int, where: str) -> AloeError:
+    """The error of a step whose process was ended by a signal: it could say nothing itself."""
+    try:
+        known = f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        known = str(number)
+    return AloeError(
+        f"the process of step {name} was ended by signal {known}",
+        where=where,
+        fix="a system short of memory kills the largest process (dmesg says so): end others, or use smaller batches; "
+        "then run the same command: finished steps, replies and checkpoints are kept",
+    )
 
 
 def _finished(store: Store, name: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from aloe.terminal import console
+
 EVERY = 10.0  # seconds between plain lines
 
 
@@ -55,10 +57,8 @@ class Console:
     """Where a run speaks. `quiet` keeps errors only."""
 
     def __init__(self, quiet: bool = False) -> None:
-        from rich.console import Console as RichConsole
-
         self.quiet = quiet
-        self.rich = RichConsole(file=sys.stderr, highlight=False)
+        self.rich = console(sys.stderr)
 
     def line(self, text: str) -> None:
         """One line of plain text."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aloe.errors import AloeError
+from aloe.json_file import read_object
+from aloe.manifest_file import MALFORMED, malformed, read_manifest
 from aloe.models.sources import cached_model_folder, resolve
 from aloe.models.weights_digest import digest_model
 from aloe.run.store import MANIFEST, read_artifact
@@ -33,13 +34,17 @@ def reach(folder: Path) -> Callable[[str], Path | None]:
 
 def _recorded(folder: Path) -> dict[str, str]:
     """Reference -> content digest, of the artifact's inputs and of everything upstream that it states."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(folder)
     manifests: list[Any] = [manifest]
     lineage = folder / "lineage.json"
-    upstream = json.loads(lineage.read_text(encoding="utf-8")) if lineage.exists() else {}
-    manifests += upstream.values()
-    found = {ref: str(entry["digest"]) for m in manifests for ref, entry in m["inputs"].items()}
-    return found | {name: str(m["content_digest"]) for name, m in upstream.items()}
+    try:
+        upstream = read_object(lineage) if lineage.exists() else {}
+        manifests += upstream.values()
+        found = {ref: str(entry["digest"]) for m in manifests for ref, entry in m["inputs"].items()}
+        return found | {name: str(m["content_digest"]) for name, m in upstream.items()}
+    except MALFORMED as cause:
+        fix = "get the artifact again: what it was made from can't be told"
+        raise AloeError(f"the lineage can't be read ({malformed(cause)})", where=str(lineage), fix=fix) from None
 
 
 def _stored(store: Path) -> dict[str, Path]:

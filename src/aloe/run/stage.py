@@ -11,7 +11,7 @@ from aloe.data.alone import Surroundings, run_stage
 from aloe.data.flow import StageRecord
 from aloe.generate.engine import Engine
 from aloe.run.context import EnginePool
-from aloe.run.inputs import open_resource
+from aloe.run.inputs import open_resource, sidecar_licence
 from aloe.run.progress import Console
 
 
@@ -35,7 +35,8 @@ def curate_stage(stage: str, source: Path, target: Path, values: Mapping[str, An
         reasons = "".join(f", {why} {n}" for why, n in record.dropped.items())
         console.line(f"{record.stage}: {record.rows_in} rows in, {record.kept} kept{reasons} ({record.seconds:.1f} s)")
 
-    stats = run_stage(stage, source, target, values, seed=seed, around=Surroundings(path, engine), told=told)
+    around, licence = Surroundings(path, engine), sidecar_licence(source)
+    stats = run_stage(stage, source, target, values, seed=seed, around=around, told=told, licence=licence)
     before, after = stats["before"], stats["after"]
     words = {when: set_["words"]["assistant"]["mean"] for when, set_ in (("before", before), ("after", after))}
     console.line(f"rows {before['rows']} -> {after['rows']}, words of an answer {words['before']} -> {words['after']}")

@@ -3,6 +3,7 @@
     out/<family>/<step>                 symbolic link: the current artifact of that step, in words
     out/<family>/.store/<verb>-<fp>/    every artifact ever made, addressed by its fingerprint
     out/<family>/.store/tmp-*           being written; never read, swept by the next run
+    out/<family>/.store/old-*           an artifact whose successor is just being put in its place
     out/<family>/.cache/                request ledger and reference caches
 
 A folder without a valid manifest is not an artifact.
@@ -10,22 +11,27 @@ A folder without a valid manifest is not an artifact.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aloe.digests import digest_file, digest_json, digest_tree, digest_written, files_in
 from aloe.errors import AloeError
+from aloe.json_file import read_object
+from aloe.manifest_file import check_manifest
 
 MANIFEST = "manifest.json"
+OLD = "old-"  # before the name of an artifact that is being replaced
 FORMAT = 1
 
 
@@ -107,30 +113,45 @@ class Store:
             return {}
 
     def _write_stats(self, stats: dict[str, str]) -> None:
-        self.cache.mkdir(parents=True, exist_ok=True)
-        write_aside(self.cache / "stats.json", json.dumps(stats))
+        # It only saves time: `aloe plan` works on a folder that it may not write to, or on a full disk.
+        with suppress(OSError):
+            self.cache.mkdir(parents=True, exist_ok=True)
+            write_aside(self.cache / "stats.json", json.dumps(stats))
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One run at a time per family; a kill releases it."""
+        """One run at a time per family; a kill releases it.
+
+        Raises:
+            AloeError: another run has it (its process and machine are named), or the file system has no locks.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as handle:
+        with open(self.folder / "lock", "a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise AloeError(
-                    "another run is writing here",
-                    where=str(self.root),
-                    fix="wait for it, or give this one its own --out",
-                ) from None
+            except OSError as cause:
+                raise _not_locked(self.root, handle, cause) from None
+            _sign(handle, mine=True)
             self._sweep()
             yield
+            _sign(handle, mine=False)
 
     def _sweep(self) -> None:
+        """Remove what a killed run was writing; put back what it was about to replace."""
+        for old in self.folder.glob(f"{OLD}*"):
+            target = self.folder / old.name.removeprefix(OLD)
+            if not target.exists():
+                os.replace(old, target)
+            shutil.rmtree(old, ignore_errors=True)
         for left in self.folder.glob("tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
+        # Small files written aside (`write_aside`, `point`) whose turn never came.
+        for folder, mark in ((self.cache, ".stats.json-*"), (self.folder, ".nodes.json-*"), (self.root, ".*.new")):
+            for left in folder.glob(mark):
+                with suppress(OSError):
+                    left.unlink()
 
     def begin(self, step: str) -> Path:
         """A temporary folder for a step's output."""
@@ -154,13 +175,21 @@ class Store:
             os.chmod(path, 0o644)
         _fsync(folder / MANIFEST)
         target = self.path_of(verb, manifest["fingerprint"])
-        if target.exists():  # an earlier attempt without a valid manifest, or one that was edited
-            aside = self.folder / f"tmp-replaced-{target.name}"
-            os.replace(target, aside)
-            shutil.rmtree(aside, ignore_errors=True)
         os.chmod(folder, 0o755)  # mkdtemp's 0700 would keep colleagues out
-        os.replace(folder, target)
+        for inner in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+            _fsync(inner)  # the names of the files, too
+        old = self.folder / f"{OLD}{target.name}"
+        if target.exists():  # made anew on request, edited, or without a valid manifest
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
+        try:
+            os.replace(folder, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
         _fsync(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
         artifact = Artifact(target, manifest)
         self.point(step, artifact)
         return artifact
@@ -180,7 +209,9 @@ def read_artifact(path: Path) -> Artifact:
     """Read a folder's manifest; refuse one that is torn or was edited. Files aren't checked here."""
     where = path / MANIFEST
     try:
-        manifest = json.loads(where.read_text())
+        if not where.exists():
+            raise FileNotFoundError
+        manifest = read_object(where, fix="restore it, or delete the folder and run the recipe again")
         stated = manifest.pop("manifest_digest")
         if digest_json(manifest) != stated:
             raise AloeError(
@@ -189,13 +220,14 @@ def read_artifact(path: Path) -> Artifact:
                 fix="restore it, or delete the folder and run the recipe again",
             )
         manifest["manifest_digest"] = stated
+        check_manifest(manifest, str(where))
     except FileNotFoundError:
         raise AloeError(
             "no manifest.json: not an artifact",
             where=str(path),
             fix="name a folder that a recipe's step wrote (out/<family>/<step>)",
         ) from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         raise AloeError(
             "the manifest is damaged", where=str(where), fix="restore it, or delete the folder and run the recipe again"
         ) from None
@@ -205,11 +237,44 @@ def read_artifact(path: Path) -> Artifact:
 def write_aside(path: Path, text: str) -> None:
     """Replace a small file in one step: a reader sees the old text or the new one."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(name, path)
+    try:
+        with os.fdopen(handle, "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _sign(lock: IO[str], mine: bool) -> None:
+    """Say in the lock's file who has it. For people: the lock itself is the kernel's."""
+    about = {"process": os.getpid(), "machine": socket.gethostname()}
+    with suppress(OSError):  # a full disk must not keep a run from removing what fills it
+        lock.seek(0)
+        lock.truncate()
+        lock.write(json.dumps(about) if mine else "")
+        lock.flush()
+
+
+def _not_locked(root: Path, lock: IO[str], cause: OSError) -> AloeError:
+    if cause.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        return AloeError(
+            f"the file system can't lock files ({cause.strerror}), so two runs could write here at once",
+            where=str(root),
+            fix="choose an --out on a local disk, or mount this one with working file locks",
+        )
+    try:
+        lock.seek(0)
+        about = json.loads(lock.read())
+        who = f" (process {int(about['process'])} on {about['machine']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = ""
+    return AloeError(
+        f"another run is writing here{who}", where=str(root), fix="wait for it, or give this one its own --out"
+    )
 
 
 def _edited(artifact: Artifact, what: str) -> AloeError:

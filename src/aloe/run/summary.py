@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aloe.errors import AloeError
+from aloe.manifest_file import MALFORMED, malformed
 from aloe.run.estimate import estimates
 from aloe.run.execute import RunResult
 from aloe.run.plan import plan
 from aloe.run.store import Artifact, Store
+from aloe.terminal import console as neutral_console
+from aloe.terminal import one_line
 
 
 def _console() -> Console:
     # A pipe has no width; 200 columns keep a table's rows in one line each there.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    shown = neutral_console(sys.stdout)
+    return shown if shown.is_terminal else neutral_console(sys.stdout, width=200)
 
 
 def print_plan(recipe: Any, out: Path) -> None:
@@ -102,15 +107,27 @@ def print_scores(folder: Path, title: str, console: Console) -> None:
     header, rows = score_table(json.loads((folder / "scores.json").read_text(encoding="utf-8")))
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for column in header:
-        table.add_column(column, overflow="fold")
+        table.add_column(str(column), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     console.print()
     console.print(table)
 
 
 def print_artifact(artifact: Artifact, more: Table | None = None) -> None:
-    """The manifest's main lines; `more` is printed after them."""
+    """The manifest's main lines; `more` is printed after them.
+
+    Raises:
+        AloeError: the manifest, or the table of scores beside it, lacks what every step writes.
+    """
+    try:
+        _print_artifact(artifact, more)
+    except MALFORMED as cause:
+        fix = "get the artifact again, or make it anew"
+        raise AloeError(f"it can't be shown ({malformed(cause)})", where=str(artifact.path), fix=fix) from cause
+
+
+def _print_artifact(artifact: Artifact, more: Table | None) -> None:
     console, m = _console(), artifact.manifest
     console.print(f"{m['step']}  ({m['verb']} v{m['version']} -> {m['kind']})", style="bold")
     commit = str(m["code"].get("commit", ""))[:10]
@@ -141,6 +158,6 @@ def print_findings(folder: Path, findings: list[Any]) -> bool:
     for finding in findings:
         good &= finding.level != "error"
         mark = {"ok": "ok  ", "note": "note", "error": "FAIL"}[finding.level]
-        print(f"{mark}  {finding.check}  {finding.where}: {finding.message}")
-    print(f"{folder}: {'verified' if good else 'NOT as it was written'}")
+        print(one_line(f"{mark}  {finding.check}  {finding.where}: {finding.message}"))
+    print(f"{one_line(str(folder))}: {'verified' if good else 'NOT as it was written'}")
     return good

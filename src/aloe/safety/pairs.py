@@ -10,7 +10,7 @@ the judge has no verdict.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from aloe.contract import AttacksRef, Context, Kind, ModelRef, Step
 from aloe.errors import AloeError
 from aloe.evaluate.judge import DECLINED
 from aloe.keyed import key64, shuffled
+from aloe.licence import joined, terms_of
 from aloe.records import AttackPrompt, Preference, row_id
 from aloe.rows import write_parquet, write_records
 from aloe.safety.answers import Answer, GuardFormat, Panel, answers
@@ -57,7 +58,7 @@ class RedTeamPairs(Step):
     """Pairs from red-team requests: chosen = the safe response, rejected = what `model` itself answered."""
 
     verb: ClassVar[str] = "red_team_pairs"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     makes: ClassVar[Kind] = "preferences"
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed", "engine.precision")
 
@@ -160,15 +161,23 @@ class RedTeamPairs(Step):
         found = answers(ctx, engine, prompts, self.max_new_tokens, self.panel, "red-team requests")
         unsafe, dropped = _parted(found)
         safer = self._safer(ctx, [a.prompt for a in unsafe])
+        terms = self._terms(ctx)
         pairs: list[Preference] = []
         for answer in unsafe:
             made = harmful_pair(answer, safer.get(answer.prompt.base_id))
             if isinstance(made, Preference):
-                pairs.append(made)
+                pairs.append(signed(made, terms))
             else:
                 dropped.append(made)
         ctx.ledger("requests", rows_in=len(prompts), kept=len(pairs), dropped=_count(dropped))
         return pairs, dropped
+
+    def _terms(self, ctx: Context) -> dict[str, str]:
+        """What binds whoever uses the words of each model that writes here."""
+        return {
+            "model": terms_of(ctx, self.model),
+            "safer": terms_of(ctx, self.safer) if self.safer is not None else "",
+        }
 
     def _safer(self, ctx: Context, prompts: Sequence[AttackPrompt]) -> dict[str, Answer]:
         """The other model's answers to plain requests that have no safe response, by base request."""
@@ -196,7 +205,8 @@ class RedTeamPairs(Step):
         found = answers(ctx, engine, order[:wanted], self.max_new_tokens, self.panel, "benign look-alikes")
         listed = () if self.benign_rejected == "safe_responses" else OVER_REFUSALS
         theirs = () if self.benign_rejected == "listed" else tuple(dict.fromkeys(refusals))
-        pairs = [benign_pair(a, listed, theirs, ctx.seed) for a in found]
+        terms = self._terms(ctx)
+        pairs = [signed(benign_pair(a, listed, theirs, ctx.seed), terms) for a in found]
         ctx.ledger("benign", rows_in=len(bare) + len(order), kept=len(pairs), dropped=_count(dropped))
         return pairs, dropped
 
@@ -256,6 +266,16 @@ def benign_pair(answer: Answer, listed: Sequence[str], safe_responses: Sequence[
     pool = safe_responses if theirs else listed
     meta = {"rejected_from": "safe_responses" if theirs else "over_refusal_list", "chosen_from": "set", "benign": True}
     return _pair(answer, prompt.answer, pool[draw // 2 % len(pool)], meta)
+
+
+def signed(pair: Preference, terms: Mapping[str, str]) -> Preference:
+    """The pair with the licences of the models whose words are in it (`meta.writer_licence`), where there are any.
+
+    Args:
+        terms: licence by what `rejected_from` and `chosen_from` call the writer.
+    """
+    wrote = joined(terms.get(str(pair.meta[side]), "") for side in ("rejected_from", "chosen_from"))
+    return replace(pair, meta={**pair.meta, "writer_licence": wrote}) if wrote else pair
 
 
 def in_turns(lists: Sequence[Sequence[AttackPrompt]]) -> list[AttackPrompt]:

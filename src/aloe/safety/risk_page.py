@@ -10,13 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aloe.safety.risk_levels import LEVELS
 from aloe.safety.risk_render import HEADINGS, SIDES, href, link_name
-
-# Control characters have no place in HTML; marks that reverse the direction of what follows would let one text
-# rearrange the page around it.
-UNSEEN = dict.fromkeys(
-    [*(c for c in range(32) if c not in (9, 10)), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
-    "\N{REPLACEMENT CHARACTER}",
-)
+from aloe.terminal import neutral
 
 
 def render_html(register: Mapping[str, Any]) -> str:
@@ -26,7 +20,7 @@ def render_html(register: Mapping[str, Any]) -> str:
         .get_template("risk.html.j2")
         .render(r=register, headings=HEADINGS, sides=SIDES, files=[f for f in register.get("files", ()) if f["digest"]])
     )
-    return page.translate(UNSEEN).encode("utf-8", "replace").decode("utf-8")
+    return neutral(page).encode("utf-8", "replace").decode("utf-8")
 
 
 @cache

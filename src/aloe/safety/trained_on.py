@@ -1,9 +1,15 @@
-"""What steps upstream trained on: which attack styles, topics and base requests a red team still finds unseen."""
+"""What steps upstream trained or selected on: which styles, topics and base requests a red team still finds unseen.
+
+`red_team_loop` measures every round on styles, topics and requests of its own and keeps a model by what it finds there.
+A figure on these is optimistic afterwards, although nothing was trained on them: they count as seen.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aloe.contract import Context
@@ -13,11 +19,13 @@ from aloe.safety.splits import holds
 
 VERBS = ("red_team_pairs", "red_team_loop")
 PAIRS = "rows.parquet"  # the preference pairs that such a step made, or trained on itself
+LOOP = "loop.json"  # what a loop measured its rounds on
 
 
 @dataclass
 class Seen:
-    """Of the pairs that steps upstream made from harmful requests. `steps` are their names."""
+    """Of the pairs that steps upstream made from harmful requests, and of what they chose a model by. `steps` are their
+    names."""
 
     styles: set[str] = field(default_factory=set)
     topics: set[str] = field(default_factory=set)
@@ -25,8 +33,8 @@ class Seen:
     steps: set[str] = field(default_factory=set)
 
     def unseen(self, styles: Iterable[str], topics: Iterable[str], bases: set[str]) -> dict[str, Any]:
-        """What of these was not trained on. A combination counts as seen when one of its parts is, and a style when it
-        was trained on in a combination."""
+        """What of these was neither trained nor selected on. A combination counts as seen when one of its parts is, and
+        a style when it was seen in a combination."""
         parts = {part for s in self.styles for part in (s, *s.split("+"))}
         return {
             "styles": [s for s in styles if not holds(s, parts)],
@@ -37,7 +45,7 @@ class Seen:
 
 
 def held_out(ctx: Context) -> Seen:
-    """What the steps that this one depends on trained on."""
+    """What the steps that this one depends on trained and selected on."""
     seen = Seen()
     for name, manifest in ctx.manifests().items():
         if manifest.get("verb") not in VERBS:
@@ -48,4 +56,15 @@ def held_out(ctx: Context) -> Seen:
                 seen.styles.add(str(pair.meta["style"]))
                 seen.topics.add(str(pair.meta["topic"]))
                 seen.bases.add(str(pair.meta["base_id"]))
+        _selected(ctx.folder(name) / LOOP, seen)
     return seen
+
+
+def _selected(path: Path, seen: Seen) -> None:
+    """Add what a loop's rounds were measured on and chosen by."""
+    if not path.exists():  # pairs alone: nothing was chosen
+        return
+    told = json.loads(path.read_text(encoding="utf-8"))["validation"]
+    seen.styles.update(map(str, told["styles"]))
+    seen.topics.update(map(str, told["topics"]))
+    seen.bases.update(map(str, told["base_requests"]))

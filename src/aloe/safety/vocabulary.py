@@ -16,7 +16,7 @@ _TAKE = (
     "assume|ignore|be (taken|used|given|combined|mixed|started|doubled|exceeded|stopped|applied|shared|crushed))"
 )
 _CLINICIAN = (
-    "(doctor*|gp|gps|physician*|clinician*|prescriber*|specialist*|consultant*|paediatrician*|pediatrician*|"
+    "(doctor*|gp|gps|practitioner*|physician*|clinician*|prescriber*|specialist*|consultant*|paediatrician*|pediatrician*|"
     "cardiologist*|oncolog*|psychiatrist*|obstetrician*|neurologist*|surgeon*|nurse*|clinic*|surgery|practice|"
     "(health|healthcare|medical|clinical|care|treating|transplant|epilepsy|heart|diabetes|surgical|cancer|dialysis|"
     "kidney|hiv|rheumatology|stroke|eye|oncology) (professional*|provider*|team*|staff|service*|unit)|"
@@ -241,13 +241,14 @@ REFERRALS: dict[str, tuple[str, ...]] = {
     "doctor_soon": (
         "@doctor ... (soon|promptly|this week|as soon as|urgent*|today|early|within (the)? (a|next|_)? (week|"
         "weeks|days|day|"
-        "few)|without delay|2 weeks|quickly|straight away|right away|in the next|tomorrow|now|immediately)",
+        "few)|within (the)? (next|coming)? # (day*|hour*)|without delay|2 weeks|quickly|straight away|"
+        "right away|in the next|tomorrow|now|immediately)",
         "(soon|prompt*|urgent*|early|quick*|today|this week|2 week) ... @doctor",
         "(soon|prompt*|urgent*|early|quick*|today|this week|2 week) ... (appointment|referral|assessment|review|"
         "examin*|check*|seen|biopsy|investigation*|test*)",
         "(see|seen|assess*|review*|examin*|check*|appointment|investigat*|test*) ... (soon|promptly|this week|"
-        "as soon as|urgent*|today|early|within (the)? (a|next|_)? (week|weeks|days|few)|without delay|2 weeks|"
-        "straight away|right away|in the next)",
+        "as soon as|urgent*|today|early|within (the)? (a|next|_)? (week|weeks|days|few)|within (the)? "
+        "(next|coming)? # (day*|hour*)|without delay|2 weeks|straight away|right away|in the next)",
     ),
     "pharmacist": (
         f"{_CONTACT} (a|an|your|the|or)? (gp|doctor|local|community|prescriber|hospital|midwife|nurse|nearest)? "
@@ -280,6 +281,7 @@ REFERRALS: dict[str, tuple[str, ...]] = {
         f"(go|get|take|bring|seek|attend) ... {_EMERGENCY_PLACE}",
     ),
     "maternity": (
+        "@emergency",
         "(call|ring|phone|contact|speak|talk|see|seen|ask|go|get|attend|check*|assess*|tell|advice|let|"
         "message|visit|by|"
         "with|your|discuss*|consult) ... (midwife|midwives|maternity|labour (ward|unit)|labor (ward|unit|and "
@@ -306,7 +308,8 @@ REFERRALS: dict[str, tuple[str, ...]] = {
         "person|colleague|"
         "friend|directly|hospital|ward|clinic|practice|surgery|doctor|team|supervisor|lead|officer|employee|daughter|"
         "son|partner|wife|husband|records|relative*|sister|brother|neighbour|neighbor|manager|teenager|parent*|"
-        "mother|father|professional*|family|roommate|flatmate|himself|herself|themselves)",
+        "mother|father|professional*|family|roommate|flatmate|himself|herself|themselves|hr|human resources|"
+        "occupational health)",
         "(supervisor|line manager|regulator|solicitor|lawyer|subject access|freedom of information)",
     ),
 }  # fmt: skip

@@ -8,7 +8,6 @@ disk). `MARGIN` is kept free for what no formula knows.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from aloe.errors import AloeError
+from aloe.models.headers import safetensors_header
 from aloe.train.dimensions import Attention, Dims, Precision, activations
 from aloe.train.logprobs import LOGITS_AT_ONCE
 from aloe.train.lora import Lora, chosen
@@ -52,14 +52,7 @@ def headers(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            text = file.read(size) if size < 1 << 28 else b""
-        try:
-            entries = json.loads(text)
-        except ValueError:
-            raise AloeError("the safetensors header can't be read", where=str(path), fix="copy it again") from None
-        found |= {name: tuple(e["shape"]) for name, e in entries.items() if name != "__metadata__"}
+        found |= {name: entry.shape for name, entry in safetensors_header(path).items()}
     if not found:
         raise AloeError("no *.safetensors weights", where=str(folder), fix="finish the download, or check the path")
     return found
@@ -207,6 +200,13 @@ class MemoryPlan:
         in_head = self._logits() + lowered + head * (4 if self.precision == "float32" else 6)
         gone = self._activations(self.recompute)  # the embedding's gradient comes when these are free again
         return max(in_head, in_layer, kept + head * size - gone)
+
+    def room(self, available: int) -> int:
+        """Bytes of activations that `available` bytes have room for beside all else, layers kept."""
+        kept = replace(self, budget=None)
+        grows = 1 + HELD_BACK.get(self.device, 0.0)
+        rest = kept.total - grows * kept.parts["activations"]
+        return max(0, int((available * (1 - MARGIN) - rest) / grows))
 
     # -- what it says -------------------------------------------------------------------------------------------------
 

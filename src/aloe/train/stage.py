@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from aloe.train.watch import Watch, samples
 from aloe.train.written import performance, write_model
 
 CPU_WIDTH = 1024  # tokens of a packed row: wider ones gain a few per cent and cost memory, narrower ones lose more
-CPU_ACTIVATIONS = 0.25  # of the memory there is, from which a row's layers are computed again instead of kept
+CPU_ACTIVATIONS = 0.25  # of the memory there is, the most that a row's kept layers may take; less where less is left
 CUDA_ACTIVATIONS = 0.35
 
 
@@ -123,7 +123,6 @@ class Stage:
         ctx, step, team = self.ctx, self.step, self.team
         self.available = memory.available_memory(team.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         share = CUDA_ACTIVATIONS if team.device.type == "cuda" else CPU_ACTIVATIONS
-        budget = {"auto": int(share * self.available), "always": 0, "never": None}[ctx.hardware.recompute]
         longest = int(self.rows.examples.tokens.max())
         plan = memory.plan(
             folder,
@@ -134,9 +133,11 @@ class Stage:
             processes=team.world,
             attention=self.attention,
             device=team.device.type,
-            budget=budget,
             whole_gradients=whole_gradient_bytes(team.device) if team.strategy == "fsdp2" else 0,
         )
+        room = min(int(share * self.available), plan.room(self.available))  # beside weights, gradients and moments
+        budget = {"auto": room, "always": 0, "never": None}[ctx.hardware.recompute]
+        plan = replace(plan, budget=budget)
         ctx.log(plan.headline())
         if team.is_main:
             (ctx.out / "logs").mkdir(exist_ok=True)

@@ -8,18 +8,20 @@
   const at = (fields) => Object.fromEntries(fields.map((name, i) => [name, i]));
   const R = at(data.fields.row), J = at(data.fields.judge), E = at(data.fields.expectation);
   const PAGE = 50, FOLD = 1500, MORE = 20000;
-  const BAD = ["unsafe", "over-refused", "failed"], GOOD = ["safe", "answered", "passed"];
-  const KINDS = { attack: "attack", escalation: "escalation", benign: "harmless look-alike", scenario: "clinical scenario" };
+  const REPLY = /^(assistant$|member |continuation )/; // roles of what a model said
+  const BAD = ["unsafe", "over-refused", "failed", "wrong"], GOOD = ["safe", "answered", "passed", "right"];
+  const KINDS = { attack: "attack", escalation: "escalation", benign: "harmless look-alike", scenario: "clinical scenario", question: "question with a key", scored: "scored without a key" };
 
   // Rows of one item, in the models' order.
   const items = [];
   const place = new Map();
   for (const row of data.rows) {
-    const key = row[R.kind] + " " + row[R.item];
+    const key = row[R.set] + " " + row[R.kind] + " " + row[R.item];
     if (!place.has(key)) { place.set(key, items.length); items.push([]); }
     items[place.get(key)].push(row);
   }
   for (const rows of items) rows.sort((a, b) => a[R.model] - b[R.model]);
+  const differ = (rows) => rows.some((row) => row[R.verdict] !== rows[0][R.verdict]);
 
   // -- text ----------------------------------------------------------------------------------------------------------
 
@@ -123,13 +125,14 @@
     // Where the target's own words begin: in attacks the last turn (earlier ones are the attack's), else the first reply.
     const messages = row[R.messages], kind = names.kind[row[R.kind]];
     const replies = messages.map((m, i) => (m[0] === "assistant" ? i : -1)).filter((i) => i >= 0);
+    if (kind === "question" || kind === "scored") return messages.findIndex((m) => REPLY.test(m[0])) < 0 ? messages.length : messages.findIndex((m) => REPLY.test(m[0]));
     if (kind === "scenario" || kind === "escalation") return replies.length ? replies[0] : messages.length;
     return replies.length && replies[replies.length - 1] === messages.length - 1 ? messages.length - 1 : messages.length;
   }
 
   function turn(row, i, target) {
     const [role, number] = row[R.messages][i];
-    const box = element("div", "turn " + (role === "assistant" ? "assistant" : role === "system" ? "system" : "user"));
+    const box = element("div", "turn " + (REPLY.test(role) ? "assistant" : role === "system" ? "system" : "user"));
     const who = element("p", "who");
     visible(who, role === "assistant" ? (target ? "reply" : "assistant (written by the attack)") : role);
     const marked = [];
@@ -152,6 +155,8 @@
     const box = element("article", "answer");
     const head = element("h4");
     visible(head, names.model[row[R.model]]);
+    head.id = "t-answer-" + row[R.model];
+    box.setAttribute("aria-labelledby", head.id);
     box.append(head);
     const facts = element("p", "verdict");
     facts.append(chip(names.verdict[row[R.verdict]]));
@@ -191,7 +196,8 @@
     visible(head, texts[first[R.request]].slice(0, 300) || names.item[first[R.item]]);
     const facts = element("p", "note");
     const kind = names.kind[first[R.kind]];
-    visible(facts, [KINDS[kind] || kind, names.topic[first[R.topic]], names.style[first[R.style]], "item " + names.item[first[R.item]], "base " + names.base[first[R.base]]].join(" \u00b7 ").replaceAll("_", " "));
+    const base = names.base[first[R.base]];
+    visible(facts, [names.set[first[R.set]], KINDS[kind] || kind, names.topic[first[R.topic]], names.style[first[R.style]], "item " + names.item[first[R.item]], base && base !== names.item[first[R.item]] ? "base " + base : ""].filter(Boolean).join(" \u00b7 ").replaceAll("_", " "));
     into.append(head, facts);
     const from = shared(rows);
     if (from) {
@@ -199,7 +205,9 @@
       for (let i = 0; i < from; i++) asked.append(turn(first, i, false));
       into.append(asked);
     }
-    const sides = element("div", "answers");
+    const sides = element("div", rows.length > 3 ? "answers many" : "answers");
+    sides.setAttribute("role", "group");
+    sides.setAttribute("aria-label", "Replies side by side");
     for (const row of rows) sides.append(answer(row, from));
     into.append(sides);
     into.scrollTop = 0;
@@ -207,7 +215,7 @@
 
   // -- the list ------------------------------------------------------------------------------------------------------
 
-  const list = byId("t-list"), picks = ["model", "kind", "topic", "style", "verdict", "refusal"];
+  const list = byId("t-list"), picks = ["set", "model", "kind", "topic", "style", "verdict", "refusal"];
   let found = [], page = 0, chosen = -1;
 
   function option(index, place_) {
@@ -222,7 +230,7 @@
     line.dir = "auto";
     visible(line, texts[first[R.request]].slice(0, 160) || names.item[first[R.item]]);
     const facts = element("span", "facts-line");
-    visible(facts, [names.topic[first[R.topic]], names.style[first[R.style]]].filter(Boolean).join(" \u00b7 ").replaceAll("_", " "));
+    visible(facts, [names.set.length > 1 ? names.set[first[R.set]] : "", names.topic[first[R.topic]], names.style[first[R.style]]].filter(Boolean).join(" \u00b7 ").replaceAll("_", " "));
     made.append(line, facts);
     const chips = element("span", "chips");
     for (const row of rows) chips.append(chip(names.verdict[row[R.verdict]], rows.length > 1 ? names.model[row[R.model]] : ""));
@@ -282,12 +290,12 @@
     const held = words.map(holding);
     const ids = words.map((word) => names.item.map((name) => name.toLowerCase().includes(word)));
     const wanted = picks.map((field) => [R[field], byId("t-" + field).value]).filter((p) => p[1] !== "").map((p) => [p[0], Number(p[1])]);
-    const odds = byId("t-disagree").checked;
+    const odds = byId("t-disagree").checked, apart = byId("t-differ").checked;
     const fits = (row) =>
       wanted.every(([field, value]) => row[field] === value) && (!odds || row[R.disagree] === 1) &&
       held.every((text, w) => ids[w][row[R.item]] || text[row[R.request]] || row[R.messages].some((m) => text[m[1]]));
     found = [];
-    for (let i = 0; i < items.length; i++) if (items[i].some(fits)) found.push(i);
+    for (let i = 0; i < items.length; i++) if ((!apart || differ(items[i])) && items[i].some(fits)) found.push(i);
     page = 0;
     chosen = -1;
     draw();
@@ -313,15 +321,18 @@
       select.append(made);
     }
     select.addEventListener("change", filter);
+    select.parentElement.hidden = select.options.length < 3; // any, and one more: nothing to choose
   }
+  byId("t-disagree").parentElement.hidden = !data.rows.some((row) => row[R.disagree]);
+  byId("t-differ").parentElement.hidden = !items.some(differ);
   let waiting = 0;
   byId("t-search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 120); });
   byId("t-search").addEventListener("keydown", (event) => { if (event.key === "ArrowDown") { event.preventDefault(); list.focus(); } });
-  byId("t-disagree").addEventListener("change", filter);
+  for (const id of ["t-disagree", "t-differ"]) byId(id).addEventListener("change", filter);
   byId("t-clear").addEventListener("click", () => {
     for (const field of picks) byId("t-" + field).value = "";
     byId("t-search").value = "";
-    byId("t-disagree").checked = false;
+    byId("t-disagree").checked = byId("t-differ").checked = false;
     filter();
   });
 
