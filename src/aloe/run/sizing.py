@@ -41,7 +41,7 @@ def sized(
     if not ranges:
         fix = "add budget: {step.field: [least, most]} to the recipe, or leave --budget out"
         raise AloeError("--budget, but the recipe says nothing of what may shrink", where=where, fix=fix)
-    asked = {"budget_seconds": seconds, "ranges": {k: list(v) for k, v in ranges.items()}}
+    asked: dict[str, Any] = {"budget_seconds": seconds, "ranges": {k: list(v) for k, v in ranges.items()}}
     found = _kept(place / FILE, asked)
     if found is None:
         found = asked | _chosen(load, ranges, seconds, where)

@@ -209,7 +209,7 @@ def _spelled(row: dict[str, Any]) -> dict[str, Any]:
         made["prompt"] = row[other]
     for name in ("prompt", "chosen", "rejected"):
         value = made.get(name)
-        if is_transcript(value):
+        if isinstance(value, str) and is_transcript(value):
             made[name] = transcript_turns(value)
         elif isinstance(value, list):
             made[name] = [_turn(turn) for turn in value]
