@@ -119,14 +119,19 @@ def paragraph(comparisons: Sequence[Found]) -> str:
     if not found:
         told.append("No difference was found.")
     if rest:
-        shares = [c["detectable"] for c in rest if c["unit"] == "share" and c["detectable"]]
-        names = "the other comparisons" if found else f"{len(rest)} comparisons"
-        reach = (
-            f" Effects below {100 * min(shares):.1f} to {100 * max(shares):.1f} points could not have been."
-            if shares
-            else ""
-        )
-        told.append(f"Of {names}, no interval leaves out 0 after adjustment.{reach}")
+        shares = [c for c in rest if c["unit"] == "share"]
+        reach = max((max(abs(c["low"]), abs(c["high"])) for c in shares), default=None)
+        known = [c["detectable"] for c in shares if c["detectable"]]
+        names = "the others" if found else f"{len(rest)} comparisons"
+        told.append(f"Of {names}, no interval leaves out 0 after adjustment.")
+        if reach is not None:
+            told.append(
+                f"The intervals of shares among them reach to {100 * reach:.1f} points, so that much isn't excluded."
+            )
+        if known:
+            told.append(
+                f"With 80% power, {100 * min(known):.1f} to {100 * max(known):.1f} points would have been found."
+            )
     return " ".join(told)
 
 
@@ -163,22 +168,23 @@ def attacked(part: Found) -> str:
 
 
 def scores(records: Sequence[Found]) -> list[str]:
-    """Models down, what was measured across."""
+    """What was measured down, models across."""
     normed = {r["benchmark"] for r in records if r["metric"] == "accuracy_norm"}
     left = ("nll_token", "text_accuracy", "accuracy_byte")
     kept = [
         r for r in records if r["metric"] not in left and (r["metric"] != "accuracy" or r["benchmark"] not in normed)
     ]
-    columns = list(dict.fromkeys((r["benchmark"], r["strategy"], r["metric"], r["unit"]) for r in kept))
+    measures = list(dict.fromkeys((r["benchmark"], r["strategy"], r["metric"]) for r in kept))
     models = list(dict.fromkeys(r["model"] for r in kept))
     by = {(r["model"], r["benchmark"], r["strategy"], r["metric"]): r for r in kept}
-    names = [" ".join(filter(None, (b, s if s not in (None, "", "likelihood", "plain") else "", NAMES.get(m, m))))
-             for b, s, m, _ in columns]  # fmt: skip
-    lines = [f"| model | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    for model in models:
-        cells = [by.get((model, b, s, m)) for b, s, m, _ in columns]
-        shown = [f"{cell(r, r['unit'])} n={r['n']}{lost(r)}" if r else "" for r in cells]
-        lines.append(f"| {short(model)} | {' | '.join(shown)} |")
+    lines = [f"| measure | {' | '.join(map(short, models))} |", f"|---|{'---|' * len(models)}"]
+    for benchmark, strategy, metric in measures:
+        how = strategy if strategy not in (None, "", "likelihood", "plain") else ""
+        found = [by.get((model, benchmark, strategy, metric)) for model in models]
+        shown = [f"{cell(r, r['unit'])} n={r['n']}{lost(r)}" if r else "" for r in found]
+        lines.append(
+            f"| {' '.join(filter(None, (benchmark, how)))}, {NAMES.get(metric, metric)} | {' | '.join(shown)} |"
+        )
     return lines
 
 
@@ -216,8 +222,11 @@ def red_team_table(part: Found) -> list[str]:
             counted(clinical),
         ]
         lines.append(f"| {short(name)} | {' | '.join(cells)} | {m['unjudged'] + m['errors']} |")
-    styles = ", ".join(part["styles"])
-    return [*lines, "", f"Held-out requests in the styles {styles}; first judge: {part['judge']}."]
+    styles, judge = ", ".join(part["styles"]), part["judge"]
+    about = (
+        f"{part['base_requests']} held-out requests in the styles {styles}; judge: {judge['name']} v{judge['version']}."
+    )
+    return [*lines, "", about]
 
 
 def counted(rate: Found | None) -> str:

@@ -99,7 +99,7 @@ def collect(out: Path, watts: Stated) -> Found:
         "commits": sorted({m["code"].get("commit", "") for m in every}),
         "command": "python benchmarks/study.py run, then collect", "margin": MARGIN,
         "budgets": {f: budget(read(out / f / "budget.json"), manifests[f]) for f in FAMILIES if manifests[f]},
-        "steps": {family: {name: step(m) for name, m in steps.items()} for family, steps in manifests.items()},
+        "steps": {family: {name: step(m) for name, m in in_time(steps)} for family, steps in manifests.items()},
         "footprint": footprint_of(every, watts), "missing": [],
     }  # fmt: skip
     for name, made in {
@@ -137,6 +137,11 @@ def is_step(path: Path) -> bool:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def in_time(manifests: dict[str, Found]) -> list[tuple[str, Found]]:
+    """In the order in which they were made."""
+    return sorted(manifests.items(), key=lambda item: str(item[1]["finished"]))
 
 
 def step(manifest: Found) -> Found:
@@ -215,7 +220,8 @@ def red_team(folder: Path) -> Found:
     keep = ("attack_success", "attack_success_corrected", "full_refusal", "partial_refusal", "over_refusal",
             "unjudged", "errors", "by_style", "held_out_styles", "held_out_topics", "held_out_both")  # fmt: skip
     models = {
-        name: {k: entry[k] for k in keep} | {"clinical": clinical(entry)} for name, entry in found["models"].items()
+        name: {k: found["models"][name][k] for k in keep} | {"clinical": clinical(found["models"][name])}
+        for name in found["order"]
     }
     return {
         "models": models, "paired": found["paired"], "paired_held_out": found["paired_held_out"],

@@ -30,9 +30,10 @@ def compared(**changes: Any) -> dict[str, Any]:
 def test_no_difference_is_said_with_what_could_have_been_found() -> None:
     from results_study import paragraph
 
-    said = paragraph([compared(), compared(detectable=0.06)])
+    said = paragraph([compared(), compared(detectable=0.06, low=-0.09), compared(detectable=None)])
     assert said.startswith("No difference was found.")
-    assert "below 4.3 to 6.0 points could not have been" in said
+    assert "reach to 9.0 points, so that much isn't excluded" in said
+    assert "With 80% power, 4.3 to 6.0 points would have been found." in said
 
 
 @pytest.mark.parametrize(
