@@ -65,3 +65,16 @@ def test_nodes_share_the_time(tmp_path: Path) -> None:
     one = guess(precision="float32")
     two = guess(precision="float32", launch={"nodes": 2, "rendezvous": "host:29500"})
     assert two.seconds - LOADING == pytest.approx((one.seconds - LOADING) / 2)
+
+
+def test_a_recipe_that_asks_a_server_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has no size here: its step has tokens and no seconds."""
+    monkeypatch.undo()
+    recipe = Recipe.parse({
+        "family": "f", "licence": "cc0-1.0",
+        "servers": {"writer": {"endpoints": ["http://127.0.0.1:9/v1"], "model": "m", "licence": "mit"}},
+        "steps": {"reasoning": {"synthesize": {"questions": "starter/medical_mcq", "writer": "writer", "limit": 5}}},
+    })  # fmt: skip
+    found = by_arithmetic(recipe, recipe.steps["reasoning"], "reasoning")
+    assert found.tokens > 0
+    assert found.seconds == 0

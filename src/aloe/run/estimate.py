@@ -223,7 +223,7 @@ def _parameters(recipe: Any, name: str, ref: str, depth: int = 0) -> int:
         found = [_parameters(recipe, ref, r, depth + 1) for _, r, m in references(inner) if m.resource == "model"]
         return max(found, default=0) if depth < 20 else 0
     mark = next((m for _, r, m in recipe.outside[name] if r == ref), None)
-    if mark is None or mark.resource != "model":
+    if mark is None or mark.resource != "model" or mark.served is not None:
         return 0
     return _outside_size(ref, mark, recipe.near)
 
