@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import results_evaluation
+import results_reliability
 import results_safety
 import results_study
 from results_evaluation import place, rate
@@ -374,7 +375,7 @@ def merge_rows(label: str, found: dict[str, Any]) -> list[str]:
 STAGES = (
     "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate", "quality", "diversity", "template", "mix",
 )  # fmt: skip
-RENDERERS = results_evaluation.RENDERERS | results_safety.RENDERERS | {
+RENDERERS = results_evaluation.RENDERERS | results_safety.RENDERERS | results_reliability.RENDERERS | {
     "demo": demo, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
     "stochastic_rounding": stochastic, "merge": merge, "study": results_study.study,

@@ -39,7 +39,7 @@ def study(data: Found) -> list[str]:
         ("RQ3: do prompting strategies help?", "rq3", rq3),
         ("RQ4: size, accuracy and safety", "rq4", rq4),
     ):
-        lines += ["", f"### {title}", "", *(part(data) if name in data else ["Not run."])]
+        lines += ["", f"### {title}", "", *(part(data) if name in data or name == "rq3" else ["Not run."])]
     return [*lines, "", "### What it cost", "", *cost(data)]
 
 
@@ -73,29 +73,36 @@ def rq2(data: Found) -> list[str]:
 
 
 def rq3(data: Found) -> list[str]:
-    part = data["rq3"]
+    lines = strategies(data["rq3"]) if "rq3" in data else ["Strategies on the largest model: not run."]
+    if not data.get("rq3_rotations"):
+        return lines
+    lines += [
+        "", "The options in every order, against the file's order alone (likelihood of letters, mean probability "
+        "over the orders):", "", "| model | benchmark | n | file's order | all orders | difference |",
+        "|---|---|---:|---:|---:|---|",
+    ]  # fmt: skip
+    for r in data["rq3_rotations"]:
+        lines.append(
+            f"| {short(r['model'])} | {r['benchmark']} | {r['n']} | {100 * r['file_order']:.1f} | "
+            f"{100 * r['all_orders']:.1f} | {change(r, 'share')} |"
+        )
+    return lines
+
+
+def strategies(part: Found) -> list[str]:
+    """Each strategy, and what more members bring and cost."""
     lines = [f"Model: {short(part['model'])}. {paragraph(part['comparisons'])}", "", *scores(part["scores"])]
     for strategy, curve in part["curves"].items():
-        lines += ["", f"Accuracy of {strategy} by the number of members that vote:", "",
-                  "| members | accuracy [95% interval] | prompt tokens an item | written tokens an item |",
-                  "|---:|---|---:|---:|"]  # fmt: skip
+        lines += [
+            "", f"Accuracy of {strategy} by the number of members that vote:", "",
+            "| members | accuracy [95% interval] | prompt tokens an item | written tokens an item |",
+            "|---:|---|---:|---:|",
+        ]  # fmt: skip
         lines += [
             f"| {at['n']:.0f} | {cell(at, 'share')} | {at['prompt_tokens']:.0f} | {at['completion_tokens']:.0f} |"
             for at in curve
         ]
-    lines += ["", *differences(part["comparisons"])]
-    if data.get("rq3_rotations"):
-        lines += [
-            "", "The options in every order, against the file's order alone (likelihood of letters, mean probability "
-            "over the orders):", "", "| model | benchmark | n | file's order | all orders | difference |",
-            "|---|---|---:|---:|---:|---|",
-        ]  # fmt: skip
-        for r in data["rq3_rotations"]:
-            lines.append(
-                f"| {short(r['model'])} | {r['benchmark']} | {r['n']} | {100 * r['file_order']:.1f} | "
-                f"{100 * r['all_orders']:.1f} | {change(r, 'share')} |"
-            )
-    return lines
+    return [*lines, "", *differences(part["comparisons"])]
 
 
 def rq4(data: Found) -> list[str]:
@@ -245,6 +252,7 @@ def cost(data: Found) -> list[str]:
                 f"{s['peak_memory_bytes'] / 1e9:.1f} GB |"
             )
     f = data["footprint"]
+    lines += ["", data["note"]] if data.get("note") else []
     if f["kwh"] is None:
         return [*lines, "", f"{f['hours']:.2f} hours in all. Energy: no counter on this machine and no power stated."]
     power, grid = f["power_watts"], f["intensity_g_per_kwh"]

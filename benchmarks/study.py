@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -258,7 +259,8 @@ def of_sizes(folder: Path) -> Found:
     """Each size against the one before it."""
     found = list(sides(folder).items())
     pairs = [(f"{b} against {a}", x, y) for (a, x), (b, y) in pairwise(found)]
-    return {"scores": records(folder), "comparisons": compared(pairs, None, None)}
+    # Each size brings its own chat template: the same question in the words its model was trained on.
+    return {"scores": records(folder), "comparisons": compared(pairs, None, None, across=("template_digest",))}
 
 
 def rotations(folder: Path) -> list[Found]:
@@ -284,6 +286,15 @@ def rotations(folder: Path) -> list[Found]:
     return found
 
 
+def without_places(value: Any) -> Any:
+    """The same with paths of model files as names: where they lay is nobody's business, and no result."""
+    if isinstance(value, dict):
+        return {without_places(k): without_places(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_places(v) for v in value]
+    return re.sub(r"/\S*/([^\s/]+?)(?:\.gguf)?(?=[\s,;]|$)", r"\1", value) if isinstance(value, str) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("phase", choices=("run", "collect"))
@@ -293,12 +304,13 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", default=[], help="models.NAME=MODEL; may be repeated")
     parser.add_argument("--watts", type=float, help="power of all devices together, where no counter measures it")
     parser.add_argument("--watts-source", default="stated by whoever ran it")
+    parser.add_argument("--note", default="", help="what a reader of the times should know")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.phase == "run":
         run(args.work, args.data, args.budget, args.sets)
         return
-    result = collect(args.work / "out", Stated(args.watts, args.watts_source))
+    result = without_places(collect(args.work / "out", Stated(args.watts, args.watts_source))) | {"note": args.note}
     if args.out:
         args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     else:

@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from same import Compared
-from shim import Disk, forked, preloaded
+from shim import Disk, forked, preloaded, settled
 from tiny import CHECKPOINT_STEPS, MAX_BATCH, tiny_recipe
 
 SEED = 11
@@ -275,14 +275,12 @@ def imported(recipe: Path) -> None:
 
     from aloe.models.load import load
     from aloe.recipe import Recipe
-    from aloe.run import execute
 
     torch.set_num_threads(1)
     del accelerate
-    code = execute.code_version()  # asks git, twice a step: it has nothing to do with this
-    execute.code_version = lambda: code
     Recipe.load(recipe)
     load(recipe.parent / "model")
+    settled()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -96,6 +97,17 @@ class Disk:
     def failed(self) -> tuple[int, str]:
         """How many calls failed, and the name of the first."""
         return int(self._library.fault_failed()), self._library.fault_last().decode()
+
+
+def settled() -> None:
+    """Ask git and the installed packages once, not twice in every step of every attempt, and leave what is imported to
+    the forks without another look by the garbage collector. None of it has to do with files."""
+    from aloe.run import execute
+
+    code, versions = execute.code_version(), execute.library_versions()
+    execute.code_version, execute.library_versions = (lambda: code), (lambda: versions)
+    gc.collect()
+    gc.freeze()
 
 
 def forked(work: Callable[[], None]) -> int:
