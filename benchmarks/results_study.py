@@ -135,7 +135,7 @@ def paragraph(comparisons: Sequence[Found]) -> str:
             told.append(
                 f"The intervals of shares among them reach to {100 * reach:.1f} points, so that much isn't excluded."
             )
-        if known:
+        if known and len(known) == len(shares):
             told.append(
                 f"With 80% power, {100 * min(known):.1f} to {100 * max(known):.1f} points would have been found."
             )

@@ -30,10 +30,12 @@ def compared(**changes: Any) -> dict[str, Any]:
 def test_no_difference_is_said_with_what_could_have_been_found() -> None:
     from results_study import paragraph
 
-    said = paragraph([compared(), compared(detectable=0.06, low=-0.09), compared(detectable=None)])
+    known = [compared(), compared(detectable=0.06, low=-0.09)]
+    said = paragraph(known)
     assert said.startswith("No difference was found.")
     assert "reach to 9.0 points, so that much isn't excluded" in said
     assert "With 80% power, 4.3 to 6.0 points would have been found." in said
+    assert "80% power" not in paragraph([*known, compared(detectable=None)])  # of all, or of none
 
 
 @pytest.mark.parametrize(
