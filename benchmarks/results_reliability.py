@@ -16,7 +16,8 @@ def chaos(data: Found) -> list[str]:
     lines = [
         "## Servers under a chaos proxy", "",
         f"Machine: {place(data['machine'])}. Command: `python benchmarks/faults/chaos.py`. "
-        f"{len(data['faults'])} kinds of fault, drawn by key; at most {data['attempts']} attempts a request. See [reliability](reliability.md).", "",
+        f"{len(data['faults'])} kinds of fault, drawn by key; at most {data['attempts']} attempts a request. "
+        "See [reliability](reliability.md).", "",
         "| run | requests | answers spoiled | answered | reported as errors | lost | wrong | twice in the ledger |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip

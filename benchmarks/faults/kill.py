@@ -242,6 +242,7 @@ def all_lives(place: Path, kills: int, a_step: int, disk: Disk, recipe: Path) ->
         begun = time.monotonic()
         whole = undisturbed(recipe, place / "whole", place / "trace", disk)
         first, lives = time.monotonic() - begun, []
+        told.write_text(json.dumps({"extent": whole.extent, "first": first, "lives": lives}))
     while sum(one["kills"] for one in lives) < kills:
         begun = time.monotonic()
         lives.append(life(recipe, place, whole, disk, len(lives), a_step) | {"seconds": time.monotonic() - begun})

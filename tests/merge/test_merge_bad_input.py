@@ -250,7 +250,7 @@ def test_a_head_tied_in_one_and_not_in_the_other(folders: dict[str, Path]) -> No
     [
         ('{"model_type": "lla', "not valid JSON"),
         ("[]", "JSON object"),
-        ("\xff", "not valid JSON"),
+        ("\xff", "not UTF-8"),
         (None, r"config\.json"),
     ],
 )

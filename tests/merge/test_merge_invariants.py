@@ -38,7 +38,8 @@ WEIGHTS, DENSITIES, KEYS = (0.5, 0.25, 1.0), (0.5, 0.25, 0.75), ("a", "b", "c")
 
 EXAMPLES = settings(max_examples=15, deadline=None)
 FEWER = settings(max_examples=8, deadline=None)  # of what runs every method several times
-FLOATS = st.floats(-8, 8, width=32, allow_subnormal=False)
+# Nothing near the smallest normal number: scaled down, it would lose bits for a reason that isn't the merge's.
+FLOATS = st.floats(-8, 8, width=32, allow_subnormal=False).map(lambda f: f if abs(f) >= 2.0**-60 else 0.0)
 EIGHTHS = st.integers(-16, 16).map(lambda i: i / 8)  # sums and products with the weights above are exact
 SHAPE = st.sampled_from([(24,), (6, 4), (3, 8), (8, 1), (1, 7), (1,), (2, 3, 4)])
 

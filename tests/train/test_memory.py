@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,7 +63,8 @@ def test_headers_are_read_without_the_weights(tiny_model_folder: Path, tmp_path:
     model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     assert headers(tiny_model_folder) == {n: tuple(p.shape) for n, p in model.named_parameters()}
     text = json.dumps({"a": {"dtype": "F32", "shape": [1 << 20, 1 << 10], "data_offsets": [0, 1 << 32]}}).encode()
-    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)  # 4 GB that aren't there
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(tmp_path / "a.safetensors", 8 + len(text) + (1 << 32))  # 4 GB that take no room, and no time to read
     assert headers(tmp_path) == {"a": (1 << 20, 1 << 10)}
     (tmp_path / "b.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{")
     with pytest.raises(AloeError, match="header"):
