@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -181,3 +184,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert peak < 4_000_000
     assert json.loads((tmp_path / "t" / "meta.json").read_text())["rows"] == 3000
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_let_be(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()  # a process id that was, and is no more
+    dead, alive = tmp_path / f".rows-{child.pid}-abc", tmp_path / f".rows-{os.getpid()}-abc"
+    other = tmp_path / f".others-{child.pid}-abc"
+    for folder in (dead, alive, other):
+        folder.mkdir()
+        (folder / "tokens.bin").write_bytes(b"0")
+    TokenWriter(tmp_path / "rows", 10)
+    assert not dead.exists()
+    assert alive.exists()
+    assert other.exists()

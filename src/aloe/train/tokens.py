@@ -22,6 +22,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from aloe.digests import digest_json
 from aloe.keyed import key64
@@ -60,6 +61,15 @@ class CorruptTokens(Exception):
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what writers of this token file left that were killed: it is as large as the file itself. A writer's
+    process is in the name of its folder; the run's lock sees to it that no other machine writes here."""
+    for left in folder.parent.glob(f".{folder.name}-*-*"):
+        owner = left.name.removeprefix(f".{folder.name}-").partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 class TokenWriter:
     """Writes a token file beside its place; leaving the `with` without an error puts it there.
 
@@ -74,7 +84,8 @@ class TokenWriter:
     def __init__(self, folder: Path, vocabulary: int) -> None:
         self.folder, self.vocabulary, self.rows, self.cut = folder, vocabulary, 0, 0
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        _remove_abandoned(folder)
+        self._aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-{os.getpid()}-"))
         self._dtype = "<u2" if vocabulary <= 1 << 16 else "<u4"
         self._licences: dict[str, int] = {}
         self._dropped: list[Dropped] = []
