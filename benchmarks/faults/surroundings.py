@@ -225,6 +225,10 @@ def mount(*words: str) -> None:
     subprocess.run(["mount", *words], check=True, capture_output=True)
 
 
+def _readable_by_others(path: Path) -> bool:
+    return all(folder.stat().st_mode & 0o001 for folder in path.resolve().parents)
+
+
 def rights_taken(ground: Ground) -> Found:
     """In the middle of a step the user loses the right to write to the store. Root has every right, so root steps
     down first."""
@@ -245,6 +249,9 @@ def rights_taken(ground: Ground) -> Found:
 
     try:
         found = ground.attempt(out, step_down)
+        if not store.exists() and os.getuid() == 0 and not _readable_by_others(Path(os.__file__)):
+            # Whoever root became can't read this Python: what it had not imported yet, it never could.
+            return {"said": None, "wrong": [], "not_tried": "another user can't read the interpreter's files"}
         os.chmod(store, 0o755)
         for left in store.glob("tmp-*"):
             os.chmod(left, 0o755)
