@@ -28,6 +28,31 @@ def chaos(data: Found) -> list[str]:
     return lines
 
 
+def faults(data: Found) -> list[str]:
+    """A recipe killed at many moments, and what breaks around a run."""
+    lines = ["## Faults: kills, full disks, lost rights"]
+    if "kill" in data:
+        k = data["kill"]
+        lines += [
+            "", f"Machine: {place(data['machine'])}. Command: `python benchmarks/faults/kill.py`. A recipe of "
+            f"{k['steps']} steps on a tiny model, killed {k['kills']} times and resumed each time: "
+            f"{len(k['differences'])} differences to the undisturbed run over {k['files_compared']} files; "
+            f"{k['temporary_files_left_at_the_end']} temporary files left.",
+        ]  # fmt: skip
+    if "surroundings" in data:
+        around = {n: p for n, p in data["surroundings"].items() if isinstance(p, dict)}
+        lines += [
+            "", f"Machine: {place(data['surroundings_machine'])}. Command: `python benchmarks/faults/surroundings.py`. "
+            "In each: one clear error or a whole run, nothing finished lost, and a resumed run that ends as the "
+            "undisturbed one.", "", "| what breaks | ended | went wrong |", "|---|---|---:|",
+        ]  # fmt: skip
+        for name, part in around.items():
+            ended = part.get("ended", part.get("kills", part.get("said", part.get("said_to_the_second_run", ""))))
+            told = ", ".join(f"{n} {w}" for w, n in ended.items()) if isinstance(ended, dict) else str(ended)
+            lines.append(f"| {name} | {told.partition(' (')[0]} | {len(part['wrong'])} |")
+    return lines
+
+
 def fuzz(data: Found) -> list[str]:
     """Readers under a coverage-guided fuzzer."""
     found = [t["target"] for t in data["targets"] if t["finding"]]
@@ -65,4 +90,4 @@ def report_size(data: Found) -> list[str]:
     return lines
 
 
-RENDERERS = {"chaos": chaos, "fuzz": fuzz, "report_size": report_size}
+RENDERERS = {"chaos": chaos, "faults": faults, "fuzz": fuzz, "report_size": report_size}
