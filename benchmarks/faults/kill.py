@@ -227,7 +227,10 @@ def life(recipe: Path, place: Path, whole: Attempt, disk: Disk, number: int, kil
         "repeated_optimizer_steps": repeated(attempts),
         "replies_under_way_at_a_kill": [a.asked - a.kept for a in dead],
     }  # fmt: skip
-    shutil.rmtree(out)
+    if compared.differences:
+        out.rename(place / f"differs-{number}-{time.time():.0f}")  # to be looked at, with --keep
+    else:
+        shutil.rmtree(out)
     return found
 
 

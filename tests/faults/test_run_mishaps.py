@@ -104,6 +104,55 @@ def test_an_artifact_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     assert [(store / n / "file").read_text() for n in ("sft-1", "sft-2")] == ["old-sft-1", "sft-2"]
 
 
+def _made(store: Store, spent: Path, text: str) -> None:
+    folder = store.begin("sft")
+    (folder / "weights").write_text(text)
+    store.finish(folder, "sft", "sft", {"fingerprint": "f" * 32, "step": "sft"}, [spent])
+
+
+def test_a_kill_after_an_artifact_stands_leaves_nothing_that_served_to_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints and a merge's shards are as large as the model: the next run must not leave them there for good."""
+    store, spent = Store(tmp_path), tmp_path / ".cache" / "train" / "sft"
+    spent.mkdir(parents=True)
+    with monkeypatch.context() as killed, store.lock():
+        killed.setattr(store, "_remove_spent", lambda note: None)
+        _made(store, spent, "w")
+    assert spent.exists()
+    with Store(tmp_path).lock():
+        assert not spent.exists()
+    assert sorted(p.name for p in store.folder.iterdir()) == ["lock", f"sft-{'f' * 16}"]
+
+
+def test_what_serves_to_make_an_artifact_stays_while_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the new one has its place: an older artifact of the same name is none."""
+    store, spent = Store(tmp_path), tmp_path / ".cache" / "train" / "sft"
+    spent.mkdir(parents=True)
+    with store.lock():
+        _made(store, tmp_path / "nothing", "older")
+
+    class Killed(BaseException):
+        pass
+
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(source).name.startswith("tmp-sft"):
+            raise Killed
+        real(source, target)
+
+    with monkeypatch.context() as killed, store.lock():
+        killed.setattr(os, "replace", replace)
+        with pytest.raises(Killed):
+            _made(store, spent, "newer")
+    with Store(tmp_path).lock():
+        assert spent.exists()
+    assert (tmp_path / "sft" / "weights").read_text() == "older"
+
+
 def test_small_files_of_a_killed_run_are_swept(tmp_path: Path) -> None:
     left = [tmp_path / ".cache" / ".stats.json-x", tmp_path / ".store" / ".nodes.json-y", tmp_path / ".sft.new"]
     for path in left:

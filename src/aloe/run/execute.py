@@ -155,9 +155,7 @@ class _Runner:
             with Meter(metered=True) as meter:
                 summary, ranks = self._run(step, context, meter)
             manifest = self._manifest(name, step, plan, context, meter, summary) | ranks
-            artifact = self.store.finish(folder, step.verb, name, manifest)
-            for done in context.removable:
-                _remove(done)
+            artifact = self.store.finish(folder, step.verb, name, manifest, context.removable)
         except AloeError as cause:
             if cause.where is None:
                 raise AloeError(f"step {name}: {cause.what}", where=recipe.line("steps", name), fix=cause.fix) from None

@@ -3,6 +3,7 @@
     out/<family>/<step>                 symbolic link: the current artifact of that step, in words
     out/<family>/.store/<verb>-<fp>/    every artifact ever made, addressed by its fingerprint
     out/<family>/.store/tmp-*           being written; never read, swept by the next run
+    out/<family>/.store/spent-*         what served to make an artifact and may go once that stands
     out/<family>/.store/old-*           an artifact whose successor is just being put in its place
     out/<family>/.cache/                request ledger and reference caches
 
@@ -18,7 +19,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from aloe.json_file import read_object
 from aloe.manifest_file import check_manifest
 
 MANIFEST = "manifest.json"
+SPENT = "spent-"  # before the name of an artifact: a list of folders
 OLD = "old-"  # before the name of an artifact that is being replaced
 FORMAT = 1
 
@@ -147,8 +149,11 @@ class Store:
             shutil.rmtree(old, ignore_errors=True)
         for left in self.folder.glob("tmp-*"):
             shutil.rmtree(left, ignore_errors=True)
+        for note in self.folder.glob(f"{SPENT}*"):
+            self._remove_spent(note)
         # Small files written aside (`write_aside`, `point`) whose turn never came.
-        for folder, mark in ((self.cache, ".stats.json-*"), (self.folder, ".nodes.json-*"), (self.root, ".*.new")):
+        marks = ((self.cache, ".stats.json-*"), (self.folder, ".nodes.json-*"), (self.folder, f".{SPENT}*"))
+        for folder, mark in (*marks, (self.root, ".*.new")):
             for left in folder.glob(mark):
                 with suppress(OSError):
                     left.unlink()
@@ -157,8 +162,11 @@ class Store:
         """A temporary folder for a step's output."""
         return Path(tempfile.mkdtemp(prefix=f"tmp-{step}-", dir=self.folder))
 
-    def finish(self, folder: Path, verb: str, step: str, manifest: dict[str, Any]) -> Artifact:
-        """Digest, write the manifest, fsync all, rename into place, point the step's name to it."""
+    def finish(
+        self, folder: Path, verb: str, step: str, manifest: dict[str, Any], spent: Sequence[Path] = ()
+    ) -> Artifact:
+        """Digest, write the manifest, fsync all, rename into place, point the step's name to it, remove `spent`: what
+        only served to make it. A kill in between leaves that to the next run."""
         paths = {p.relative_to(folder).as_posix(): p for p in files_in(folder)}
         with ThreadPoolExecutor(1) as pool:  # the disk writes what the processors digest
             on_disk = [pool.submit(_fsync, path) for path in paths.values()]
@@ -175,6 +183,10 @@ class Store:
             os.chmod(path, 0o644)
         _fsync(folder / MANIFEST)
         target = self.path_of(verb, manifest["fingerprint"])
+        note = self.folder / f"{SPENT}{target.name}"
+        if spent:
+            whose = {"manifest": manifest["manifest_digest"], "paths": [os.path.abspath(p) for p in spent]}
+            write_aside(note, json.dumps(whose))
         os.chmod(folder, 0o755)  # mkdtemp's 0700 would keep colleagues out
         for inner in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
             _fsync(inner)  # the names of the files, too
@@ -192,7 +204,23 @@ class Store:
         shutil.rmtree(old, ignore_errors=True)
         artifact = Artifact(target, manifest)
         self.point(step, artifact)
+        self._remove_spent(note)
         return artifact
+
+    def _remove_spent(self, note: Path) -> None:
+        """Remove what served to make the artifact that `note` is about, if that stands; the note in any case."""
+        if not note.exists():
+            return
+        try:
+            whose = json.loads(note.read_text())
+            made = read_artifact(self.folder / note.name.removeprefix(SPENT))
+            if made.manifest["manifest_digest"] == whose["manifest"]:
+                for path in map(Path, whose["paths"]):
+                    if path.is_relative_to(os.path.abspath(self.root)):
+                        shutil.rmtree(path, ignore_errors=True)
+        except (AloeError, ValueError, KeyError, TypeError):
+            pass  # the artifact never came, so what it was being made from is still of use
+        note.unlink(missing_ok=True)
 
     def point(self, step: str, artifact: Artifact) -> None:
         """Make `out/<family>/<step>` name this artifact, atomically."""
