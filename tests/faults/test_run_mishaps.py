@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import sqlite3
@@ -151,6 +152,20 @@ def test_what_serves_to_make_an_artifact_stays_while_that_is_not_there(
     with Store(tmp_path).lock():
         assert spent.exists()
     assert (tmp_path / "sft" / "weights").read_text() == "older"
+
+
+def test_an_artifact_is_the_same_to_what_follows_now_and_in_a_later_run(tmp_path: Path) -> None:
+    """A card lists parameters in their order, and a run that was taken up has some manifests from the disk."""
+    store = Store(tmp_path)
+    with store.lock():
+        folder = store.begin("sft")
+        about = {"fingerprint": "f" * 32, "parameters": {"lr": 1, "epochs": 2, "base": (1, 2)}, "inputs": {}}
+        now = store.finish(folder, "sft", "sft", about).manifest
+    later = Store(tmp_path).find("sft", "f" * 32)
+    assert later is not None
+    assert json.dumps({**later.manifest, "manifest_digest": ""}) == json.dumps({**now, "manifest_digest": ""})
+    assert list(now["parameters"]) == ["lr", "epochs", "base"]
+    assert later.manifest["manifest_digest"] == now["manifest_digest"]
 
 
 def test_small_files_of_a_killed_run_are_swept(tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ class Store:
         content = {name: str(f["digest"]) for name, f in files.items() if not name.startswith("logs/")}
         manifest = {**manifest, "format": FORMAT, "files": files, "content_digest": digest_tree(content)}
         manifest["manifest_digest"] = digest_json(manifest)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"  # fields in the order they are declared in
+        (folder / MANIFEST).write_text(text)
+        manifest = json.loads(text)  # what a later run reads: what follows must not see whether it was made in this one
         for path in files_in(folder):
             # Some writers leave 0600 behind, which would keep colleagues out. A hard link shares its mode.
             os.chmod(path, 0o644)
