@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fault_server import Answer, FaultServer, echo
 from aloe.errors import AloeError
 from aloe.generate import reply_store
 from aloe.generate.engine import Done, Reply, Request, Sampling, Score, ScoreRequest, Tick
-from aloe.generate.ledger import LedgerEngine
+from aloe.generate.ledger import SCORED, LedgerEngine
 from aloe.generate.mock import MockEngine
 from aloe.generate.reply_store import ReplyStore
 from aloe.generate.server import ServerEngine
@@ -92,6 +92,39 @@ def test_bounds_of_scores_are_remembered(tmp_path: Path) -> None:
     again = LedgerEngine(MockEngine(), tmp_path / "l.sqlite")
     assert again.loglikelihood(asked) == first
     assert first[0].at_most == (False, True)
+
+
+class Neighbourly(MockEngine):
+    """Scores that depend on what stands beside a request, as a batch's rounding does; killed in the third block."""
+
+    reports = True
+
+    def __init__(self, kill: bool) -> None:
+        super().__init__()
+        self.kill, self.blocks = kill, 0
+
+    def loglikelihood(
+        self, requests: Sequence[ScoreRequest], tick: Tick | None = None, done: Done | None = None
+    ) -> list[Score]:
+        assert done is None  # told one by one, a kill would leave part of a block
+        self.blocks += 1
+        if self.kill and self.blocks == 3:
+            raise KeyboardInterrupt
+        beside = sum(int(r.messages[0]["content"][1:]) for r in requests)
+        return [
+            Score(key=r.key, logprobs=(-float(beside),), token_counts=(1,), greedy=(True,), prompt_tokens=3)
+            for r in requests
+        ]
+
+
+def test_a_killed_run_goes_on_with_the_blocks_of_an_undisturbed_one(tmp_path: Path) -> None:
+    asked = [ScoreRequest(key=r.key, messages=r.messages, continuations=("A",)) for r in requests(3 * SCORED + 50)]
+    undisturbed = LedgerEngine(Neighbourly(kill=False), tmp_path / "whole.sqlite").loglikelihood(asked)
+    with pytest.raises(KeyboardInterrupt):
+        LedgerEngine(Neighbourly(kill=True), tmp_path / "l.sqlite").loglikelihood(asked)
+    again = LedgerEngine(Neighbourly(kill=False), tmp_path / "l.sqlite")
+    assert again.loglikelihood(asked) == undisturbed
+    assert (again.hits, again.calls) == (2 * SCORED, SCORED + 50)
 
 
 def test_a_request_that_stands_there_twice_is_asked_once(tmp_path: Path) -> None:
@@ -171,7 +204,7 @@ import os, sys, time
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from aloe.generate.engine import Reply
-from aloe.generate.ledger import LedgerEngine
+from aloe.generate.ledger import SCORED, LedgerEngine
 from test_ledger import SlowEngine, requests
 
 engine = LedgerEngine(SlowEngine(Path({log!r}), {pause}), Path({path!r}))
@@ -388,7 +421,7 @@ SERVED = """
 import sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from aloe.generate.ledger import LedgerEngine
+from aloe.generate.ledger import SCORED, LedgerEngine
 from aloe.generate.server import ServerEngine
 from aloe.generate.server_spec import ServerSpec
 from test_ledger import requests

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -108,12 +110,16 @@ def test_half_written_files_of_killed_runs_are_cleared_away(tmp_path: Path) -> N
     folder = tmp_path / "reference"
     folder.mkdir()
     old, young = folder / "a.partial", folder / "b.partial"
-    for path in (old, young):
+    finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, living = folder / f"{int(finished.stdout)}-c.partial", folder / f"{os.getppid()}-d.partial"
+    for path in (old, young, dead, living):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 2 * reference.STALE,) * 2)
     Counting().run(tmp_path, pairs(4))
     assert not old.exists()
     assert young.exists()  # another run may be writing it
+    assert not dead.exists()
+    assert living.exists()
 
 
 def test_a_diverged_reference_is_named_and_not_kept(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 One row per finished request, keyed by the digest of (model, template, messages, sampling, seed, key), in the file of
 `reply_store.py`. It wraps any engine and is one itself. A reply is stored when the engine reports it, not when its
-batch ends. Errors are not kept: a failed request is asked again next time. Processes that share a file share the
+batch ends. Scores of a local engine are stored block by block, all or none: what stands beside a request in a batch
+moves the last digits of its score, so a run that was killed has to go on with the blocks that an undisturbed one has.
+Errors are not kept: a failed request is asked again next time. Processes that share a file share the
 work: what another one is computing is waited for.
 """
 
@@ -34,6 +36,7 @@ from aloe.generate.reply_store import ReplyStore
 
 CHUNK = 16  # requests handed to an engine at once where it states no batch
 CLAIMED = 32  # requests claimed at once for an engine that draws them one by one
+SCORED = 128  # scores that a local engine computes and the ledger stores together: what a kill may lose
 # Fields that requests and scores got later. While unset they leave keys and stored rows as they always were.
 ADDED = ("schema", "at_most", "text")
 
@@ -63,7 +66,9 @@ class LedgerEngine:
 
     def loglikelihood(self, requests: Sequence[ScoreRequest], tick: Tick | None = None) -> list[Score]:
         """Scores in order, remembered like replies."""
-        return _Call(self, requests, tick, _score, self.engine.loglikelihood, CHUNK * 4).run(lambda i: i)
+        call = _Call(self, requests, tick, _score, self.engine.loglikelihood, SCORED, whole=True)
+        # The whole text orders them: requests that open alike stand side by side in a block.
+        return call.run(lambda i: (prefix_key(requests[i]), i))
 
     def stream(self, feed: Iterable[tuple[int, Request | ScoreRequest]], done: Done, tick: Tick | None = None) -> None:
         """Answer what `feed` yields, `done` being told of every reply as soon as it is there.
@@ -86,13 +91,13 @@ class LedgerEngine:
     def _restored(self, request: Request | ScoreRequest, value: str) -> Any:
         return (_reply if isinstance(request, Request) else _score)(value, request.key, self.store.path)
 
-    def keep(self, key: str, result: Reply | Score) -> None:
-        """Store what the engine has just finished; an error is not kept, and its key is free again."""
-        self.calls += 1
-        if result.error is None:
-            self.store.put([(key, json.dumps(_set(asdict(result))))])
-        else:
-            self.store.release([key])
+    def keep(self, *finished: tuple[str, Reply | Score]) -> None:
+        """Store what the engine has just finished, by key, in one commit; an error is not kept, and its key is free."""
+        self.calls += len(finished)
+        kept = [(key, json.dumps(_set(asdict(result)))) for key, result in finished if result.error is None]
+        if kept:
+            self.store.put(kept)
+        self.store.release([key for key, result in finished if result.error is not None])
 
     def key_of(self, request: Request | ScoreRequest) -> str:
         """The request's key in the file."""
@@ -118,9 +123,14 @@ class _Call:
         restore: Callable[[str, Any, Path], Any],
         ask: Callable[..., list[Any]],
         chunk: int,
+        whole: bool = False,
     ) -> None:
         self.ledger, self.store, self.engine = ledger, ledger.store, ledger.engine
         self.requests, self.tick, self.restore, self.ask, self.chunk = requests, tick, restore, ask, chunk
+        # A server answers each request by itself; only where requests share a computation are they kept together.
+        self.whole = whole and (
+            isinstance(self.engine, ReportingEngine) or not isinstance(self.engine, StreamingEngine)
+        )
         self.keys = [ledger.key_of(r) for r in requests]
         self.results: dict[int, Any] = {}
 
@@ -132,7 +142,8 @@ class _Call:
         open_ = sorted(first.values(), key=order)
         try:
             while open_:
-                open_ = self._stream(open_) if isinstance(self.engine, StreamingEngine) else self._chunks(open_)
+                streamed = isinstance(self.engine, StreamingEngine) and not self.whole
+                open_ = self._stream(open_) if streamed else self._chunks(open_)
                 if open_:  # another process is at these: soon they are finished, or it is dead, or it gave up
                     time.sleep(POLL_S)
         finally:
@@ -162,8 +173,11 @@ class _Call:
         return [i for i in rest if self.keys[i] in mine], [i for i in rest if self.keys[i] not in mine]
 
     def _keep(self, i: int, result: Any) -> None:
-        self.results[i] = result
-        self.ledger.keep(self.keys[i], result)
+        self._keep_all([i], [result])
+
+    def _keep_all(self, indices: Sequence[int], results: Sequence[Any]) -> None:
+        self.results |= zip(indices, results, strict=True)
+        self.ledger.keep(*((self.keys[i], result) for i, result in zip(indices, results, strict=True)))
 
     def _chunks(self, open_: Sequence[int]) -> list[int]:
         busy = []
@@ -173,13 +187,12 @@ class _Call:
             if not mine:
                 continue
             asked = [self.requests[i] for i in mine]
-            if isinstance(self.engine, ReportingEngine):
+            if isinstance(self.engine, ReportingEngine) and not self.whole:
                 fresh = self.ask(asked, self.tick, done=lambda at, result, mine=mine: self._keep(mine[at], result))
             else:
                 fresh = self.ask(asked, self.tick)
-            for i, result in zip(mine, fresh, strict=True):
-                if i not in self.results:
-                    self._keep(i, result)
+            left = [(i, result) for i, result in zip(mine, fresh, strict=True) if i not in self.results]
+            self._keep_all([i for i, _ in left], [result for _, result in left])
         return busy
 
     def _stream(self, open_: Sequence[int]) -> list[int]:

@@ -73,7 +73,7 @@ class LedgerStream:
     def keep(self, number: int, result: Any) -> None:
         """Store a reply of the engine and hand it on, to those who asked the same as well."""
         key = self.keys.pop(number)
-        self.ledger.keep(key, result)
+        self.ledger.keep((key, result))
         twins = self.flight.pop(key)
         self.done(number, result)
         for twin, request in twins:

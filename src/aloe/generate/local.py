@@ -14,7 +14,7 @@ from aloe.generate.scoring import Scorer
 from aloe.generate.writing import LocalUsage, Writer
 from aloe.models.load import Loaded
 
-SCORED = 256  # score requests drawn from a stream at once
+SCORED = 128  # score requests drawn from a stream at once
 
 
 class LocalEngine:

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -205,9 +206,11 @@ class _Store:
     def __init__(self, folder: Path, weights: str, precision: str, log: Callable[[str], None]) -> None:
         self._folder, self._weights, self._precision, self._log = folder, weights, precision, log
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.partial"):  # by a killed run; one that another run writes now is younger
+        for left in folder.glob("*.partial"):  # by a killed run: its process is in the name
+            owner = left.name.partition("-")[0]
             try:
-                if time.time() - left.stat().st_mtime > STALE:
+                abandoned = owner.isdigit() and not psutil.pid_exists(int(owner))
+                if abandoned or time.time() - left.stat().st_mtime > STALE:
                     left.unlink()
             except FileNotFoundError:
                 pass
@@ -236,7 +239,7 @@ class _Store:
 
     def write(self, shard: Sequence[Example], values: Floats) -> None:
         """Write aside and rename, so that a reader never meets half a file."""
-        handle, aside = tempfile.mkstemp(dir=self._folder, suffix=".partial")
+        handle, aside = tempfile.mkstemp(dir=self._folder, prefix=f"{os.getpid()}-", suffix=".partial")
         os.close(handle)
         try:
             save_file({"logprobs": np.ascontiguousarray(values)}, aside)
