@@ -489,6 +489,22 @@ def test_what_a_loop_chose_its_model_by_is_no_longer_held_out(make_context: Any,
     assert (held["trained_by"], held["base_requests_seen_in_training"]) == (["loop"], 1)
 
 
+@pytest.mark.parametrize("bound", [True, False])
+def test_what_a_merge_was_chosen_by_is_no_longer_held_out(make_context: Any, tmp_path: Path, bound: bool) -> None:
+    ctx = make_context(old=MockEngine(before), new=MockEngine(after))
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    told = {"selected_on": {"styles": ["plain"], "topics": ["weapons"], "base_requests": ["h5"]}}
+    (folder / "search.json").write_text(json.dumps({"safety": told if bound else None}))
+    ctx.upstream["merged"] = ({"verb": "merge_search"}, folder)
+    step(styles=["plain", "fiction"]).run(ctx)
+    held = result_of(ctx)["held_out"]
+    assert held["styles"] == (["fiction"] if bound else ["fiction", "plain"])
+    assert held["topics"] == (["fraud"] if bound else ["fraud", "weapons"])
+    assert held["trained_by"] == (["merged"] if bound else [])
+    assert held["base_requests_seen_in_training"] == int(bound)
+
+
 def test_a_combination_is_unseen_only_where_its_parts_are(make_context: Any) -> None:
     from aloe.safety.trained_on import Seen
 

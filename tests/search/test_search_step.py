@@ -243,6 +243,10 @@ def test_harm_is_judged_from_replies_and_lower_is_better(ctx: FakeContext) -> No
     assert told["safety"]["better"] == "lower"
     assert told["safety"]["bound"] == told["references"][0]["scores"]["attack_success"]["value"] == 0.0
     assert told["trials"][0]["scores"]["attack_success"]["n"] == 2
+    chosen_by = told["safety"]["selected_on"]
+    assert len(chosen_by["base_requests"]) == 2  # those of the search's part alone
+    assert set(chosen_by["base_requests"]) <= {i.partition("#")[0] for i in told["items"]["search"]["requests"]}
+    assert chosen_by["topics"]
 
 
 def test_a_search_without_a_bound_takes_the_best_score(ctx: FakeContext) -> None:

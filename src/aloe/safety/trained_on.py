@@ -1,13 +1,14 @@
 """What steps upstream trained or selected on: which styles, topics and base requests a red team still finds unseen.
 
 `red_team_loop` measures every round on styles, topics and requests of its own and keeps a model by what it finds there.
-A figure on these is optimistic afterwards, although nothing was trained on them: they count as seen.
+`merge_search` chooses a merge by requests as well. A figure on these is optimistic afterwards, although nothing was
+trained on them: they count as seen.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from aloe.records import Preference
 from aloe.rows import read_records
 from aloe.safety.splits import holds
 
-VERBS = ("red_team_pairs", "red_team_loop")
+VERBS = ("red_team_pairs", "red_team_loop", "merge_search")
 PAIRS = "rows.parquet"  # the preference pairs that such a step made, or trained on itself
 LOOP = "loop.json"  # what a loop measured its rounds on
+SEARCH = "search.json"  # what a merge was chosen by
 
 
 @dataclass
@@ -50,21 +52,31 @@ def held_out(ctx: Context) -> Seen:
     for name, manifest in ctx.manifests().items():
         if manifest.get("verb") not in VERBS:
             continue
+        folder = ctx.folder(name)
+        if manifest["verb"] == "merge_search":
+            _selected((_told(folder / SEARCH).get("safety") or {}).get("selected_on"), name, seen)
+            continue
         seen.steps.add(name)
-        for pair in read_records(ctx.folder(name) / PAIRS, Preference):
+        for pair in read_records(folder / PAIRS, Preference):
             if not pair.meta.get("benign"):
                 seen.styles.add(str(pair.meta["style"]))
                 seen.topics.add(str(pair.meta["topic"]))
                 seen.bases.add(str(pair.meta["base_id"]))
-        _selected(ctx.folder(name) / LOOP, seen)
+        if (folder / LOOP).exists():  # pairs alone: nothing was chosen
+            _selected(_told(folder / LOOP)["validation"], name, seen)
     return seen
 
 
-def _selected(path: Path, seen: Seen) -> None:
-    """Add what a loop's rounds were measured on and chosen by."""
-    if not path.exists():  # pairs alone: nothing was chosen
+def _told(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _selected(told: Mapping[str, Any] | None, step: str, seen: Seen) -> None:
+    """Add what a step chose its model by: a loop's rounds, a search's bound."""
+    if told is None:  # a search without a bound, or one that was made before this was written down
         return
-    told = json.loads(path.read_text(encoding="utf-8"))["validation"]
+    seen.steps.add(step)
     seen.styles.update(map(str, told["styles"]))
     seen.topics.update(map(str, told["topics"]))
     seen.bases.update(map(str, told["base_requests"]))

@@ -55,7 +55,7 @@ def search_record(
         "strategy": search.strategy,
         "budget": search.budget,
         "space": {d.name: list(d.choices) or [d.low, d.high] for d in search.dims},
-        "safety": _safety(search, outcome),
+        "safety": _safety(search, outcome, parts["search"]),
         "protocol": protocol,
         "items": {
             name: {"questions": sorted(q.id for q in part.questions), "requests": sorted(p.id for p in part.requests)}
@@ -90,7 +90,8 @@ def scores_of(items: Items, clusters: Mapping[str, str]) -> dict[str, Any]:
     return {metric: _six(score_of(values, clusters)) for metric, values in sorted(items.items())}
 
 
-def _safety(search: Search, outcome: Outcome) -> dict[str, Any] | None:
+def _safety(search: Search, outcome: Outcome, part: Part) -> dict[str, Any] | None:
+    """The bound, and what it was kept on: a merge was chosen by these, so a red team that asks them is optimistic."""
     if search.safety is None or outcome.bound is None:
         return None
     return {
@@ -101,6 +102,11 @@ def _safety(search: Search, outcome: Outcome) -> dict[str, Any] | None:
         "asked": search.safety.bound,
         "margin": search.safety.margin,
         "bound": float(f"{outcome.bound.value:.6g}"),
+        "selected_on": {
+            "styles": sorted({p.style for p in part.requests}),
+            "topics": sorted({p.topic for p in part.requests}),
+            "base_requests": sorted({p.base_id for p in part.requests}),
+        },
     }
 
 

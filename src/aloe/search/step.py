@@ -37,7 +37,7 @@ class MergeSearch(Merge):
     """
 
     verb: ClassVar[str] = "merge_search"
-    version: ClassVar[int] = 100 * Merge.version + 1  # what merges write is written here, too
+    version: ClassVar[int] = 100 * Merge.version + 2  # what merges write is written here, too
     makes: ClassVar[Kind] = "model"
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed", "engine.precision")
 
