@@ -188,7 +188,7 @@ def test_a_hang_is_a_timeout_then_an_errored_reply(engines: Open, answer: Answer
 
 def test_a_burst_of_429_narrows_the_window_and_loses_nothing(engines: Open) -> None:
     def answer(call: Call) -> Answer:
-        return refused(429, "slow down") if call.at_once > 3 else Answer(**{**vars(echo(call)), "wait": 0.01})
+        return refused(429, "slow down") if call.at_once > 3 else Answer(**{**vars(echo(call)), "wait": 0.05})
 
     with FaultServer(answer) as server:
         engine = engines(server, max_concurrency=64, attempts=2, give_up_s=30.0)
@@ -197,7 +197,7 @@ def test_a_burst_of_429_narrows_the_window_and_loses_nothing(engines: Open) -> N
         window = engine._exchange.router.endpoints[0].window
     assert [r.text for r in replies] == [f"echo q{i:03d}" for i in range(80)]
     assert len(server.chats) > 80
-    assert window < 8
+    assert window < 16
     assert server.most_at_once < 20  # it found the limit; without one it would have gone to 64
 
 
