@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import results_evaluation
+import results_plan
 import results_reliability
 import results_safety
 import results_study
@@ -378,7 +379,7 @@ STAGES = (
 RENDERERS = results_evaluation.RENDERERS | results_safety.RENDERERS | results_reliability.RENDERERS | {
     "demo": demo, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
-    "stochastic_rounding": stochastic, "merge": merge, "study": results_study.study,
+    "stochastic_rounding": stochastic, "merge": merge, "study": results_study.study, "plan_accuracy": results_plan.plan,
 }  # fmt: skip
 
 
