@@ -32,6 +32,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 # (its adapters are about a hundredth of them).
 TRAINED_BYTES = {"float32": 16, "bf16_autocast": 18, "bf16_stochastic": 8}
 FROZEN_BYTES = {"float32": 4, "bf16_autocast": 6, "bf16_stochastic": 2}
+LIBRARIES_GB = 1.0  # Python with torch and transformers
+PASSING_GB = 1.5  # training's activations and logits, of small models and rows; the step's own memory plan knows them
 MERGE_SECONDS = 1e-7  # per parameter, of three models on one core
 # Tokens, as the starter data has them: a question with options, a request, rows of training, a written explanation.
 QUESTION, REQUEST, PAIR = 95, 60, 20
@@ -86,7 +88,7 @@ def by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
     values = step.model_dump(mode="json")
     precision = recipe.setting("engine.precision")
     if step.verb == "merge":
-        return Guess(0, size * MERGE_SECONDS, 1.0)
+        return Guess(0, size * MERGE_SECONDS, LIBRARIES_GB)
     if step.verb == "merge_search":
         models = values["budget"] + len(values["models"]) + 1  # half of the items for each, some both halves
         asked = values["safety"] or {"requests": None}
@@ -114,7 +116,7 @@ def by_arithmetic(recipe: Any, step: Step, name: str) -> Guess:
         one = _red_team(recipe, values)
         sizes = [_parameters(recipe, name, ref) for ref in values["models"]]  # a guard may be larger
         guess = _together([_asking(one, n, precision) for n in sizes])
-        return Guess(guess.tokens, guess.seconds, size * BYTES[precision] / 1e9 + 1.0 if size else 0.0)
+        return Guess(guess.tokens, guess.seconds, _loaded(size, precision) if size else 0.0)
     if step.verb in TOKENS_OF:
         rows = _rows(recipe, step, values) * len(values.get("models", [0])) * len(values.get("styles", [0]))
         again = values.get("tries", 1) * values.get("samples", 1)
@@ -127,7 +129,12 @@ def _asking(count: Count, size: int, precision: str) -> Guess:
     if not size or not sum(count):
         return Guess(sum(count))
     seconds = 2 * size * (count.read + WRITING * count.written) / _flops(precision)
-    return Guess(sum(count), seconds + LOADING, size * BYTES[precision] / 1e9 + 1.0)
+    return Guess(sum(count), seconds + LOADING, _loaded(size, precision))
+
+
+def _loaded(size: int, precision: str) -> float:
+    """Gigabytes of a model that answers: its weights, and their file, whose mapped pages count while it is read."""
+    return 2 * size * BYTES[precision] / 1e9 + LIBRARIES_GB
 
 
 def _training(recipe: Any, step: Step, how: Mapping[str, Any], tokens: int, size: int) -> Guess:
@@ -142,7 +149,7 @@ def _training(recipe: Any, step: Step, how: Mapping[str, Any], tokens: int, size
     seconds = flops * size * tokens / _flops("float32" if precision == "float32" else "bfloat16") / faster
     shards = processes if launch.strategy in ("fsdp2", "zero3") else 1
     kept = size * (FROZEN_BYTES if lora else TRAINED_BYTES)[precision] / shards
-    return Guess(tokens, seconds + LOADING, kept / 1e9 + 1.0)
+    return Guess(tokens, seconds + LOADING, kept / 1e9 + LIBRARIES_GB + PASSING_GB)
 
 
 def _together(guesses: Sequence[Guess]) -> Guess:
