@@ -6,8 +6,11 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # A CPU build where there is no GPU. `TORCH=torch==2.13.0` forces the default build.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch==2.13.0 || echo torch==2.13.0+cpu)
 TESTS ?= tests
+PEERS ?= $(or $(ALOE_PEERS),$(HOME)/.cache/aloe-peers)
+# The time of the last commit, for builds that come out the same whenever they are made.
+EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || echo 1580601600)
 
-.PHONY: setup demo test lint peers bench results docs clean
+.PHONY: setup demo test test-matrix lint peers bench results docs wheel sbom audit fixture clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +36,10 @@ lint: setup
 test: setup lint
 	$(PY) -m pytest -n 2 --dist loadfile $(TESTS)
 
+# Other Pythons, and the lowest and the newest dependencies, each in an environment that goes again. Takes long.
+test-matrix: setup
+	$(PY) benchmarks/test_matrix.py $(MATRIX)
+
 # Each peer in its own environment outside the repository: their pins conflict.
 peers:
 	sh benchmarks/peers.sh
@@ -47,6 +54,26 @@ results: setup
 # The documentation as a site in site/.
 docs: setup
 	$(VENV)/bin/zensical build --clean
+
+# The same bytes from the same commit: sorted, with its time.
+wheel: setup
+	SOURCE_DATE_EPOCH=$(EPOCH) $(PY) -m hatchling build --target wheel --directory dist
+
+# What is installed, as CycloneDX.
+sbom: setup
+	sh benchmarks/peers.sh audit
+	@mkdir -p dist
+	SOURCE_DATE_EPOCH=$(EPOCH) $(PEERS)/audit/bin/cyclonedx-py environment --output-reproducible \
+		--pyproject pyproject.toml --mc-type application --output-file dist/sbom.cdx.json $(PY)
+
+# Exit code 2: something could not be asked about, which is not the same as nothing found.
+audit: setup
+	sh benchmarks/peers.sh audit
+	$(PY) benchmarks/audit.py
+
+# What this version writes, kept for the tests of later ones. At a release.
+fixture: setup
+	$(PY) benchmarks/upgrade_fixture.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

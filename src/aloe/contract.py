@@ -75,6 +75,7 @@ class Step(BaseModel):
     # Which of the recipe's own fields the output depends on; they enter the fingerprint beside the parameters.
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed",)
     parallel: ClassVar[bool] = False  # whether several processes may share it, as `launch` says
+    spread: ClassVar[bool] = False  # whether further jobs may work on its rows (`launch.slurm.workers`)
 
     @classmethod
     def needs_weights(cls) -> bool:

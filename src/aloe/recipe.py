@@ -22,6 +22,7 @@ from aloe.generate.server_spec import ServerSpec, direct, is_direct
 from aloe.licence import require_known
 from aloe.recipe_file import LinePath, parse_yaml, read_text, read_value
 from aloe.recipe_names import FIELDS, spelled_out
+from aloe.run.slurm import Slurm, check_launch, check_steps
 from aloe.steps import VERBS
 
 
@@ -35,21 +36,21 @@ class EngineSettings(BaseModel):
 
 
 class Launch(BaseModel):
-    """Where steps run: `here` in this process, `process` in a fresh Python process each (memory is given back); and
-    how many processes share a training step (`processes` on each of `nodes`). None of it enters a fingerprint."""
+    """Where steps run: `here` in this process, `process` in a fresh Python process each (memory is given back), `slurm`
+    as a job each; and how many processes share a training step (`processes` on each of `nodes`). None of it enters a
+    fingerprint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    via: Literal["here", "process"] = "here"
+    via: Literal["here", "process", "slurm"] = "here"
     processes: int = Field(default=1, ge=1)
     nodes: int = Field(default=1, ge=1)
     strategy: Literal["ddp", "fsdp2", "zero3"] = "fsdp2"
     rendezvous: str | None = Field(default=None, pattern=r"^\S+:\d+$")  # host:port of one of the nodes
+    slurm: Slurm | None = None
 
     @model_validator(mode="after")
     def _nodes_meet(self) -> Launch:
-        if self.nodes > 1 and (self.rendezvous is None or self.via == "process"):
-            fix = "add rendezvous: host:port (an address of one node that all of them can reach) and leave out via"
-            raise AloeError("several nodes need a rendezvous, and via: here", where="recipe.launch.nodes", fix=fix)
+        check_launch(self)
         return self
 
 
@@ -121,6 +122,7 @@ class Recipe:
         steps = _steps(raw.get("steps"), where)
         own = [getattr(s, "licences", None) for s in steps.values() if s.verb == "release"]
         require_known(head.licence, own, where("licence"))
+        check_steps(head.launch, steps, where)
         edges, outside = _edges(steps, head.servers, where)
         return cls(path, head, steps, edges, outside, _sort(edges, where), dict(lines or {}))
 

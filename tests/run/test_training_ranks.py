@@ -322,6 +322,26 @@ def test_killed_in_two_and_taken_up_alone(root: Path, alone: Path) -> None:
     nothing_is_left(root, "two-one")
 
 
+@pytest.mark.parametrize(("before", "after"), [(two("fsdp2"), ""), ("", two("fsdp2"))])
+def test_a_run_goes_on_with_another_number_of_processes(root: Path, alone: Path, before: str, after: str) -> None:
+    """Stopped in two shards and taken up alone, and the other way round: equal to 1e-5 to a run that never stopped."""
+    out = f"elastic-{bool(before):d}"
+    first = Recipe.load(root / "recipe.yaml", [before] if before else [])
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(first, out=root / out, steps=["taken_up"], console=Interrupting(after=50))
+    second = Recipe.load(root / "recipe.yaml", [after] if after else [])
+    made = run_recipe(second, out=root / out, steps=["taken_up"], console=Console(quiet=True))
+    artifact = made.artifacts["taken_up"].path
+    summary = json.loads((artifact / "manifest.json").read_text())["summary"]
+    (resumed,) = summary["resumed_from"]
+    assert resumed % 3 == 0
+    assert resumed > 0
+    assert apart(alone / "taken_up", artifact) < 1e-5
+    losses = [[m["loss"] for m in lines(a / "metrics.jsonl")] for a in (alone / "taken_up", artifact)]
+    same(*losses, 1e-5, "loss")
+    nothing_is_left(root, out)
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aloe.data import decontaminate, rephrased
-from aloe.data.flow import Stage, StageOut
+from aloe.data.flow import Stage, StageOut, spread
 from aloe.data.settings import Decontaminate, Rephrased
 from aloe.data.sources import Dropped, read_rows, source_name
 from aloe.data.spool import Item, Mapped, View
@@ -59,7 +59,8 @@ def decontaminated(
         found = benchmarks()
         items = {name: [decontaminate.item(r) for r in rows] for name, (rows, _) in found.items()}
         rows = Mapped(view, _item)
-        report = decontaminate.contamination(rows, items, settings.min_similarity)
+        look = _Look(decontaminate.Look(items, settings.min_similarity))
+        report = decontaminate.gathered(spread(look, view), items)
         suspected: list[decontaminate.Hit] = []
         if settings.rephrased is not None:
             report, suspected = _rephrased(settings.rephrased, rows, items, report, encoder, engine, out)
@@ -110,6 +111,16 @@ def _rephrased(
 
 def _item(item: Item) -> decontaminate.Item:
     return decontaminate.item(item.record)
+
+
+class _Look:
+    """`decontaminate.Look` at rows as they lie on disk."""
+
+    def __init__(self, look: decontaminate.Look) -> None:
+        self.look = look
+
+    def __call__(self, items: list[Item]) -> decontaminate.Found:
+        return self.look([_item(item) for item in items])
 
 
 def _evidence(

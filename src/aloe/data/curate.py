@@ -39,6 +39,7 @@ class Curate(Step):
     verb: ClassVar[str] = "curate"
     version: ClassVar[int] = 2
     makes: ClassVar[Kind] = "dialogues"
+    spread: ClassVar[bool] = True
     recipe_fields: ClassVar[tuple[str, ...]] = ("seed", "engine.precision")  # scorers and judges answer in it
 
     # A list of references, or a map from reference to its options.

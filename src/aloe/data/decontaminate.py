@@ -11,10 +11,10 @@ One index holds the items of all benchmarks; rows pass by once, in chunks, and a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -86,25 +86,60 @@ def contamination(
             text `CONTAINED`, where these are higher.
         chunk: rows looked at together; the report does not depend on it.
     """
-    flat = [(name, j) for name, items in benchmarks.items() for j in range(len(items))]
-    index = Index([other for items in benchmarks.values() for other in items])
-    compare = Comparison(index)
-    order = {name: place for place, name in enumerate(benchmarks)}
-    sizes: Counter[str] = Counter()
-    counts: Counter[tuple[str, str, str]] = Counter()
-    hits: list[Hit] = []
-    for start, part in chunks(rows, chunk):
-        sizes.update(row.source for row in part)
-        found = index.search(part)
+    look = Look(benchmarks, min_similarity)
+    return gathered((look(part) for _, part in chunks(rows, chunk)), benchmarks)
+
+
+class Found(NamedTuple):
+    """What `Look` finds in some rows that follow each other: rows by source, hits (rows counted from the first), and
+    counts by (source, benchmark, column of the table)."""
+
+    sizes: Counter[str]
+    hits: list[Hit]
+    counts: Counter[tuple[str, str, str]]
+
+
+class Look:
+    """Looks at rows for the items of all benchmarks. Pickled without its index, which each process builds once."""
+
+    def __init__(self, benchmarks: Mapping[str, Sequence[Item]], min_similarity: float) -> None:
+        self.benchmarks, self.min_similarity = benchmarks, min_similarity
+        self._ready: tuple[Index, Comparison] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ready": None}
+
+    def __call__(self, rows: Sequence[Item]) -> Found:
+        flat = [(name, j) for name, items in self.benchmarks.items() for j in range(len(items))]
+        if self._ready is None:
+            index = Index([other for items in self.benchmarks.values() for other in items])
+            self._ready = index, Comparison(index)
+        index, compare = self._ready
+        found = index.search(rows)
+        hits: list[Hit] = []
         seen: set[tuple[int, str, str]] = set()  # (row, benchmark, column of the table)
         for i, k, tier in zip(found.rows.tolist(), found.items.tolist(), found.tiers.tolist()):
             name, j = flat[k]
             seen.add((i, name, "candidates"))
-            similarity, bar = compare(part[i], k, min_similarity)
+            similarity, bar = compare(rows[i], k, self.min_similarity)
             if similarity >= bar:
                 seen.add((i, name, "contaminated"))
-                hits.append(Hit(start + i, name, j, TIERS[tier], similarity))
-        counts.update((part[i].source, name, column) for i, name, column in seen)
+                hits.append(Hit(i, name, j, TIERS[tier], similarity))
+        counts = Counter((rows[i].source, name, column) for i, name, column in seen)
+        return Found(Counter(row.source for row in rows), hits, counts)
+
+
+def gathered(parts: Iterable[Found], benchmarks: Mapping[str, Sequence[Item]]) -> Report:
+    """The report of all rows, out of what was found in them part by part, in order."""
+    order = {name: place for place, name in enumerate(benchmarks)}
+    sizes: Counter[str] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
+    hits: list[Hit] = []
+    for found in parts:
+        start = sizes.total()
+        hits += [replace(hit, row=start + hit.row) for hit in found.hits]
+        sizes.update(found.sizes)
+        counts.update(found.counts)
     hits.sort(key=lambda hit: (order[hit.benchmark], hit.row, hit.item))
     return Report(hits, _table(sizes, list(benchmarks), counts))
 

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rensa import RMinHash
@@ -44,12 +45,18 @@ CHUNK = 500_000  # characters signed at a time
 # ---------------------------------------------------------------------------------------------- exact
 
 
-def exact_duplicates(docs: Sequence[Document]) -> list[Duplicate]:
+def exact_digest(doc: Document) -> bytes:
+    """128 bits of what must be equal for two rows to be exact duplicates."""
+    return digest(f"{doc.family}\x1f{doc.exact}")
+
+
+def exact_duplicates(docs: Sequence[Document], known: Iterable[bytes] | None = None) -> list[Duplicate]:
     """Rows whose normalised text equals another's; all rows of a group that contradicts itself on the gold answer.
 
     Texts are compared by 128-bit digests, 16 bytes a row; rows are fetched again only where two digests are equal.
+    `known` are the rows' `exact_digest`s in their order, end to end, where others have computed them.
     """
-    digests = np.frombuffer(b"".join(digest(f"{doc.family}\x1f{doc.exact}") for doc in docs), dtype="<u8")
+    digests = np.frombuffer(b"".join(map(exact_digest, docs) if known is None else known), dtype="<u8")
     low, high = digests[0::2], digests[1::2]
     order = np.lexsort((low, high))
     equal = (low[order][1:] == low[order][:-1]) & (high[order][1:] == high[order][:-1])
@@ -78,12 +85,19 @@ def _exact_group(docs: Sequence[Document], group: Sequence[int]) -> list[Duplica
 
 
 def near_duplicates(
-    docs: Sequence[Document], qa: float = 0.72, dialogue: float = 0.77, scratch: Path | None = None, workers: int = 2
+    docs: Sequence[Document],
+    qa: float = 0.72,
+    dialogue: float = 0.77,
+    scratch: Path | None = None,
+    workers: int = 2,
+    known: Iterable[SignedRows] | None = None,
 ) -> Near:
     """Near-duplicates at the two Jaccard thresholds (`qa` holds for multiple choice too).
 
     `docs` is read once, in order, and no text is kept. `scratch` is a folder for a temporary file of 8 bytes a
-    shingle (about 1 GB for a million rows of 120 words). `workers` threads sign rows; they change no result.
+    shingle (about 1 GB for a million rows of 120 words). `workers` threads sign rows; they change no result. `known`
+    is what `sign_rows` gives for all rows, some after others, where other processes have signed them: `docs` isn't
+    read then.
     """
     thresholds = {"mcq": qa, "qa": qa, "dialogue": dialogue}
     with closing(Shelf(scratch)) as shelf, ThreadPoolExecutor(workers) as pool:
@@ -91,7 +105,7 @@ def near_duplicates(
             (family, name): View(name, thresholds[family], shelf, pool)
             for family, name in (("mcq", "stem"), ("mcq", "full"), ("qa", "full"), ("dialogue", "full"))
         }
-        order = _sign(docs, views, pool, 2 * workers)
+        order = _sign(docs, views, pool, 2 * workers) if known is None else _take(known, len(docs), views)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         union, matches = UnionFind(len(docs)), Matches(len(docs))
@@ -127,6 +141,7 @@ class _Batch:
     members: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    size: int = 0  # characters
 
 
 def _sign(
@@ -167,6 +182,58 @@ def _sign(
             waiting = 0
     start()
     finish(0)
+    return in_order(numbers, ids)
+
+
+class SignedRows(NamedTuple):
+    """Some rows that follow each other, signed elsewhere. `numbers` are the columns of `survivor_key` before the id,
+    float64 of shape (rows, 3); `parts` are (family, signature's name, rows counted from the first, groups, `sign`)."""
+
+    ids: list[str]
+    numbers: np.ndarray
+    parts: list[tuple[str, str, list[int], list[int], Signed]]
+
+
+def sign_rows(docs: Sequence[Document], qa: float = 0.72, dialogue: float = 0.77) -> SignedRows:
+    """What `near_duplicates` needs of these rows. Pure: the same for a row whatever others stand beside it."""
+    thresholds = {"mcq": qa, "qa": qa, "dialogue": dialogue}
+    waiting: dict[tuple[str, str], _Batch] = {}
+    parts = []
+
+    def sign_all(family: str, name: str) -> None:
+        batch = waiting.pop((family, name))
+        signed = sign(batch.texts, *minhash.bands_for(thresholds[family]))
+        parts.append((family, name, batch.members, batch.groups, signed))
+
+    for i, doc in enumerate(docs):
+        for name, text in doc.texts.items():
+            if stands_by(doc, name):
+                batch = waiting.setdefault((doc.family, name), _Batch())
+                batch.members.append(i)
+                batch.groups.append(group_number(doc))
+                batch.texts.append(text)
+                batch.size += len(text)
+                if batch.size >= CHUNK or len(batch.texts) >= MOST:
+                    sign_all(doc.family, name)
+    for family, name in list(waiting):
+        sign_all(family, name)
+    return SignedRows([d.id for d in docs], _numbers(docs), parts)
+
+
+def _numbers(docs: Sequence[Document]) -> np.ndarray:
+    return np.array([(d.priority, -d.quality, -d.length) for d in docs], dtype=np.float64).reshape(-1, 3)
+
+
+def _take(known: Iterable[SignedRows], count: int, views: Mapping[tuple[str, str], View]) -> np.ndarray:
+    """Put rows that were signed elsewhere in their views. Returns document numbers in order of `survivor_key`."""
+    ids: list[str] = []
+    numbers = np.empty((count, 3))
+    for rows in known:
+        first = len(ids)
+        ids += rows.ids
+        numbers[first : len(ids)] = rows.numbers
+        for family, name, members, groups, signed in rows.parts:
+            views[family, name].add([first + i for i in members], groups, signed)
     return in_order(numbers, ids)
 
 

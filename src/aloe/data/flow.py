@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from aloe.data import crew
 from aloe.data.parquet_out import ParquetRows
 from aloe.data.sources import Dropped
 from aloe.data.spool import BATCH, Item, Spool, SpoolWriter, View
@@ -235,31 +238,53 @@ def shown_text(record: Row) -> str:
     return json.dumps(record.to_dict(), ensure_ascii=False)
 
 
-# ---------------------------------------------------------------------------------------------- row by row
+# ---------------------------------------------------------------------------------------------- many workers
+
+
+def alone(view: View, workers: int | None = None) -> bool:
+    """Whether the rows are looked at by this process only: a small set, one core and no crew."""
+    if len(view) < PARALLEL_ROWS:
+        return True
+    return crew.of_environment() is None and (_cores() if workers is None else workers) < 2
+
+
+def spread(function: Callable[[list[Item]], T], view: View, workers: int | None = None) -> Iterator[T]:
+    """function(rows) for every `BATCH` rows, in order: by this process, by several of this machine, or by a crew.
+
+    `function` must be picklable, it is sent once; what it gives for a row may not depend on the other rows.
+    """
+    if alone(view, workers):
+        yield from map(function, view.batches(BATCH))
+    elif (others := crew.of_environment()) is not None:
+        yield from others.map(function, view)
+    else:
+        from joblib import Parallel, delayed  # its workers don't import the user's main module, as standard ones do
+
+        workers = min(_cores(), 16) if workers is None else workers
+        with tempfile.TemporaryDirectory(dir=view.spool.path.parent) as folder:
+            crew.write_work(Path(folder), function, view)
+            run = Parallel(n_jobs=workers, return_as="generator", batch_size=1, pre_dispatch=2 * workers)
+            yield from run(delayed(_batch)(Path(folder), n) for n in range(-(-len(view) // BATCH)))
+
+
+def _batch(folder: Path, number: int) -> Any:
+    return crew.opened(folder)(number)
 
 
 def each(function: Callable[[Item], T], view: View, workers: int | None = None) -> Iterator[tuple[Item, T]]:
-    """(item, function(item)) in order, by several processes where the view is large.
-
-    `function` must be importable (a module's own, or a `partial` of one); its result may not depend on other rows.
-    """
-    workers = min(os.cpu_count() or 1, 16) if workers is None else workers
-    if workers < 2 or len(view) < PARALLEL_ROWS:
+    """(item, function(item)) in order, by several processes where the view is large: see `spread`."""
+    if alone(view, workers):
         for item in view:
             yield item, function(item)
         return
-    from joblib import Parallel, delayed  # its workers don't import the user's main module, as the standard ones do
+    results = spread(partial(_all, function), view, workers)
+    for items, found in zip(view.batches(BATCH), results, strict=True):
+        yield from zip(items, found, strict=True)
 
-    held: deque[list[Item]] = deque()
 
-    def feed() -> Iterator[Any]:
-        for batch in view.batches():
-            held.append(batch)
-            yield delayed(_all)(function, batch)
-
-    run = Parallel(n_jobs=workers, return_as="generator", batch_size=1, pre_dispatch=2 * workers)
-    for results in run(feed()):
-        yield from zip(held.popleft(), results, strict=True)
+def _cores() -> int:
+    """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _all(function: Callable[[Item], T], items: list[Item]) -> list[T]:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from aloe.data.files import SUFFIXES, holds_rows
+from aloe.digests import check_links
 from aloe.errors import AloeError
 from aloe.json_file import read_json
+from aloe.manifest_file import check_beside
 from aloe.yaml_text import load_yaml
 
 # The keywords by which `datasets` finds splits in file names; https://huggingface.co/docs/datasets/repository_structure
@@ -45,13 +47,16 @@ def files_of(path: Path, split: str | None = None) -> list[Path]:
                 f"a single file has no split {split!r}", where=str(path), fix="leave `split` out, or name the folder"
             )
         return [path]
+    check_beside(path)
     if (path / "rows.parquet").exists():
         splits: Splits = {"": [path / "rows.parquet"]}
     elif (path / "manifest.json").exists():
         raise AloeError("this artifact holds no rows", where=str(path), fix="name a step that makes rows")
     else:
         splits = _splits(path)
-    return _chosen(splits, split, path)
+    found = _chosen(splits, split, path)
+    check_links(found, path)
+    return found
 
 
 def split_names(path: Path) -> list[str]:

@@ -290,6 +290,7 @@ class HeuristicScorer:
     """Scores each row by itself: the mean over its exchanges, in (0, 1]; `parts` are the features' means."""
 
     name = "heuristics"
+    pure = True  # no model: rows may be scored in any process
 
     def __init__(self) -> None:
         # Code, lists and patterns are the method: the digest is of their text.

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aloe.rows import JSON_COLUMNS
+from aloe.schema import mark_rows
 
 GROUP = 65_536  # rows of a row group
 
@@ -26,7 +27,7 @@ class ParquetRows:
 
     def __init__(self, path: Path, columns: tuple[str, ...], nested: tuple[str, ...]) -> None:
         self.columns, self.nested, self.count = columns, nested, 0
-        marked = {JSON_COLUMNS: json.dumps([c for c in columns if c in nested]).encode()}
+        marked = {JSON_COLUMNS: json.dumps([c for c in columns if c in nested]).encode(), **mark_rows()}
         self._schema = pa.schema([(c, pa.string()) for c in columns], metadata=marked)
         self._file = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[tuple[str, ...]] = []

@@ -256,7 +256,15 @@ def _first_equal(values: np.ndarray) -> np.ndarray:
 
 
 def _gather(parts: list[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Rows of the concatenation of `parts`, which are let go of."""
-    whole = np.concatenate(parts)
-    parts.clear()
-    return whole[rows]
+    """Rows of the concatenation of `parts`, which are let go of one by one: both never lie in memory whole."""
+    found = np.empty((len(rows), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    places = np.argsort(rows, kind="stable")
+    wanted = rows[places]
+    start = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        begin, end = np.searchsorted(wanted, (start, start + len(part)))
+        found[places[begin:end]] = part[wanted[begin:end] - start]
+        start += len(part)
+    return found

@@ -18,7 +18,7 @@ import numpy as np
 from aloe.data import dedup, diversity, mix, phi, quality, semantic, templates
 from aloe.data.clean import clean_record
 from aloe.data.curation_record import Measure, score_histogram
-from aloe.data.flow import Stage, StageOut, each, shown_text
+from aloe.data.flow import Stage, StageOut, alone, each, shown_text, spread
 from aloe.data.settings import Dedup, Diversity, Phi, Quality
 from aloe.data.sources import Dropped
 from aloe.data.spool import Item, Mapped, View
@@ -152,11 +152,19 @@ def _document(item: Item) -> dedup.Document:
     return dedup.document(item.record, item.rank)
 
 
+def _exact_digests(items: list[Item]) -> bytes:
+    return b"".join(dedup.exact_digest(_document(item)) for item in items)
+
+
+def _signed(items: list[Item], qa: float, dialogue: float) -> dedup.SignedRows:
+    return dedup.sign_rows([_document(item) for item in items], qa, dialogue)
+
+
 def exact() -> Stage:
     """Rows whose normalised text another row has; both, where their gold answers contradict."""
 
     def run(view: View, out: StageOut) -> None:
-        for d in dedup.exact_duplicates(_documents(view)):
+        for d in dedup.exact_duplicates(_documents(view), spread(_exact_digests, view)):
             other = view[d.match].record.id
             if d.by == "conflict":
                 out.drop(d.index, view[d.index], "contradicts_another_row", "same question, other gold answer",
@@ -172,7 +180,9 @@ def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
 
     def run(view: View, out: StageOut) -> None:
         docs = _documents(view)
-        found = dedup.near_duplicates(docs, qa=settings.qa, dialogue=settings.dialogue, scratch=out.scratch)
+        qa, dialogue = settings.qa, settings.dialogue
+        signed = None if alone(view) else spread(partial(_signed, qa=qa, dialogue=dialogue), view)
+        found = dedup.near_duplicates(docs, qa=qa, dialogue=dialogue, scratch=out.scratch, known=signed)
         drops = {d.index: ("near_duplicate", d) for d in found.duplicates}
         out.facts["scheme"] = {
             **found.scheme, "candidate_pairs": found.candidates, "confirmed_pairs": found.confirmed,
@@ -241,14 +251,20 @@ def _asked_text(item: Item) -> str:
 # ---------------------------------------------------------------------------------------------- quality, diversity
 
 
+def _scores(items: list[Item], scorer: quality.Scorer) -> list[quality.Scored]:
+    return scorer.score([item.record for item in items])
+
+
 def scored(settings: Quality, scorer: quality.Scorer) -> Stage:
     """Drop what can't be scored and the lowest share of the rest."""
 
     def run(view: View, out: StageOut) -> None:
         scores: list[float | None] = []
         whys: dict[int, str] = {}
-        for batch in view.batches():
-            for found in scorer.score([i.record for i in batch]):
+        pure = getattr(scorer, "pure", False)  # by code alone: any process may score
+        look = partial(_scores, scorer=scorer)
+        for some in spread(look, view) if pure else map(look, view.batches()):
+            for found in some:
                 if found.score is None:
                     whys[len(scores)] = found.why
                 scores.append(found.score)

@@ -25,11 +25,10 @@ from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from aloe.errors import AloeError
 from aloe.keyed import rng
 from aloe.records import Dialogue, Message, Question, Row
+from aloe.yaml_text import load_yaml
 
 MULTIPLE_CHOICE = ("multiple_choice", "multiple_choice_explained")
 _ORDER = (
@@ -93,10 +92,11 @@ def parse_task(task: str, text: str) -> tuple[Template, ...]:
     """The templates in the YAML `text` of one task's file: `about`, `answer` and a list of user turns, `templates`.
 
     Raises:
+        AloeError: it is no YAML that is read here.
         ValueError: other keys, fewer than 5 or more than 10 templates, two alike, or a template in which the row's
             text or its answer doesn't stand exactly once.
     """
-    values = yaml.safe_load(text)
+    values = load_yaml(text, task)
     if not isinstance(values, dict) or set(values) != {"about", "answer", "templates"}:
         raise ValueError(f"{task}: a task has exactly the keys about, answer and templates")
     family = tuple(Template(f"{task}/{i}", user, values["answer"]) for i, user in enumerate(values["templates"]))

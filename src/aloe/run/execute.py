@@ -74,7 +74,7 @@ def run_recipe(
     resources = open_resources(recipe, names)
     with explained(store.root), store.lock(), open_to_nodes(store, recipe.head.launch):
         pool = EnginePool(recipe.head.engine.precision, recipe.head.engine.max_batch, store.cache)
-        runner = _Runner(recipe, store, resources, pool, console, set(redo))
+        runner = Runner(recipe, store, resources, pool, console, set(redo))
         try:
             for at, name in enumerate(names, 1):
                 runner.step(name, f"[{at}/{len(names)}]")
@@ -95,7 +95,9 @@ def wanted_steps(recipe: Any, steps: Sequence[str]) -> list[str]:
     return [n for n in recipe.order if n in need]
 
 
-class _Runner:
+class Runner:
+    """Brings the steps of a recipe up to date, one after another."""
+
     def __init__(
         self,
         recipe: Any,

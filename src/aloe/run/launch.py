@@ -1,4 +1,4 @@
-"""Where the steps of a run are executed: in this process, or each in a fresh one.
+"""Where the steps of a run are executed: in this process, each in a fresh one, or each as a job of a cluster.
 
 `process` gives all memory back between steps and keeps a crash in native code from taking the run down with it. The
 store is the only channel between the processes, so both ways write the same artifacts.
@@ -32,7 +32,12 @@ def launch(
     if recipe.head.launch.via == "here":
         return run_recipe(recipe, out=out, steps=steps, redo=redo, console=console)
     if recipe.path is None:
-        raise AloeError("launch.via: process needs a recipe file", fix="save the recipe, or use launch.via: here")
+        via = recipe.head.launch.via
+        raise AloeError(f"launch.via: {via} needs a recipe file", fix="save the recipe, or use launch.via: here")
+    if recipe.head.launch.via == "slurm":
+        from aloe.run.cluster import run_on_cluster
+
+        return run_on_cluster(recipe, Path(out), steps, redo, overrides, console or Console())
     made = []
     store = Store(Path(out) / recipe.head.family)
     for name in wanted_steps(recipe, steps):

@@ -37,6 +37,7 @@ from aloe.run.store import Store, write_aside
 WORKER = "aloe.worker"
 STRATEGY = "ALOE_STRATEGY"  # read by `aloe.train.parallel`
 LAUNCHER = "ALOE_LAUNCHER"  # pid and start of the process that started the agent: ranks end when it is gone
+RUN = "ALOE_RUN"  # names the run that the nodes of one job take part in, so that none takes up a dead one's call
 POLL = 0.1  # seconds between looks at agent and events
 GRACE = 10  # seconds that the agent has to end its ranks before they are killed
 JOIN_TIMEOUT = 3600  # seconds within which all nodes must have come
@@ -339,7 +340,7 @@ def open_to_nodes(store: Store, launch: Any) -> Iterator[None]:
     if launch.nodes == 1:
         yield
         return
-    state = {"run": uuid.uuid4().hex, "open": True, "call": None}
+    state = {"run": os.environ.get(RUN) or uuid.uuid4().hex, "open": True, "call": None}
     write_aside(store.folder / NODES, json.dumps(state))
     try:
         yield
@@ -357,13 +358,17 @@ def join(root: Path, say: Any = print) -> int:
         AloeError: the processes here failed; the leading node says why.
     """
     path = root.resolve() / ".store" / NODES
-    began, run = time.time(), ""
+    began, wanted = time.time(), os.environ.get(RUN, "")
+    run = wanted
     served: list[str] = []
     say(f"waiting for a run with several nodes below {root}")
     while True:
         state: dict[str, Any] = {"open": False, "run": "", "call": None}
         if path.exists():
             state = json.loads(path.read_text())
+        if wanted and state["run"] != wanted:
+            time.sleep(POLL)  # another run's, which may have been killed
+            continue
         if state["open"]:
             run = state["run"]
         elif path.exists() and (state["run"] == run or path.stat().st_mtime > began):
