@@ -79,8 +79,35 @@ def seeds() -> dict[str, list[bytes]]:
         "model_folder": [b"\0".join(json.dumps(v).encode() for v in (config, index)) + b"\0" + head],
         "manifest": [json.dumps(manifest).encode()], "release_files": [b"\0".join(json.dumps(f).encode() for f in files)],
         "card": [head], "saved_set": [b'{"_data_files": [{"filename": "a.arrow"}]}\0{"splits": ["train"]}'],
+        "tokenizer": [_tokenizer()],
+        "licences": [b"acme: {spdx: LicenseRef-Acme, duties: [attribution], share_alike: [acme]}\n"],
         "prompt": [next(iter((ROOT / "src" / "aloe" / "prompting" / "prompts").rglob("*.yaml"))).read_bytes()],
     }  # fmt: skip
+
+
+def _tokenizer() -> bytes:
+    """A byte-level BPE of a few entries with every part that a tokenizer.json has."""
+    letters = {chr(code): at for at, code in enumerate(range(33, 127), 2)}
+    replace = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
+    split = {"type": "Split", "pattern": {"Regex": "\\d+| ?[a-z]+"}, "behavior": "Isolated", "invert": False}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    start = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    value = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": 0, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False,
+                          "normalized": False, "special": True}],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, replace]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, bytes_]},
+        "post_processor": {"type": "TemplateProcessing", "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+                           "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                           "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
+        "decoder": bytes_,
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<s>", "vocab": {"<s>": 0, "ab": 1, **letters},
+                  "merges": [["a", "b"]]},
+    }  # fmt: skip
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "model_max_length": 64}
+    template = "{% for m in messages %}{{ bos_token }}{{ m['role'] }} {{ m['content'] }}{% endfor %}"
+    return b"\0".join([json.dumps(value).encode(), json.dumps(config).encode(), template.encode()])
 
 
 def _gguf() -> bytes:

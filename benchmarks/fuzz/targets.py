@@ -147,6 +147,28 @@ def model_folder(data: bytes) -> None:
     check_folder(folder)
 
 
+def tokenizer(data: bytes) -> None:
+    """A tokenizer: `tokenizer.json`, `tokenizer_config.json` and the template are cut out of the input at NUL bytes;
+    loaded as a model's is, and a text encoded and decoded."""
+    from aloe.models.load import load_template
+    from aloe.models.tokenizer_files import is_panic
+
+    folder = _HOME / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model")
+    for name, part in zip(names, data.split(b"\0", len(names) - 1) + [b""] * len(names), strict=False):
+        if part:
+            (folder / name).write_bytes(part)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    found, _ = load_template(folder)
+    try:
+        found.decode(found("Take 2 tablets, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!\n")["input_ids"])
+    except BaseException as cause:  # what it does with a text ends where texts are: in an error of that text
+        if not isinstance(cause, Exception) and not is_panic(cause):
+            raise
+
+
 def manifest(data: bytes) -> None:
     """A manifest, as `show` and `verify` read it; with its own digest put right, as a stranger could."""
     from aloe.digests import digest_json
@@ -209,6 +231,14 @@ def saved_set(data: bytes) -> None:
     files_of(folder)
 
 
+def licences(data: bytes) -> None:
+    """A user's table of licences, over the packaged one."""
+    from aloe.licence import packaged
+    from aloe.licence_file import read_table
+
+    read_table(_file("licences.yaml", data), packaged())
+
+
 def prompt(data: bytes) -> None:
     """A prompt of a user's own library."""
     read_prompt(_file("problem.yaml", data))
@@ -220,6 +250,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "parquet": _rows("rows.parquet"), "arrow": _rows("rows.arrow"), "extraction": extraction, "judges": judges,
     "template": template, "safetensors": safetensors, "gguf": gguf, "model_folder": model_folder,
     "manifest": manifest, "release_files": release_files, "card": card, "saved_set": saved_set, "prompt": prompt,
+    "tokenizer": tokenizer, "licences": licences,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from aloe.errors import AloeError
 from aloe.records import Row
+from aloe.schema import check_rows, mark_rows
 
 R = TypeVar("R", bound=Row)
 JSON_COLUMNS = b"aloe.json_columns"
@@ -177,12 +178,15 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[
         for n in names
     }
     table = pa.table(data)
-    table = table.replace_schema_metadata({JSON_COLUMNS: json.dumps(nested).encode()})
+    table = table.replace_schema_metadata({JSON_COLUMNS: json.dumps(nested).encode(), **mark_rows()})
     pq.write_table(table, path, compression="zstd")
 
 
-def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of a Parquet file, none longer than `BATCH_ROWS`.
+def parquet_batches(
+    path: Path, columns: Callable[[pa.Schema], Sequence[str]] | None = None, size: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a Parquet file, none longer than `size` rows. `columns` says by the file's schema
+    which are read; all by default.
 
     Raises:
         AloeError: no such file, or one that is empty, damaged or no Parquet; the message says how many rows came.
@@ -194,8 +198,10 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     rows = 0
     try:
         with pq.ParquetFile(path) as file:
+            check_rows(file.schema_arrow.metadata, path)
             _check_groups(file.metadata, path)
-            for batch in file.iter_batches(BATCH_ROWS):
+            chosen = None if columns is None else list(columns(file.schema_arrow))
+            for batch in file.iter_batches(size, columns=chosen):
                 yield batch
                 rows += batch.num_rows
     except (pa.ArrowException, OSError, RuntimeError, ValueError, OverflowError) as cause:
@@ -205,6 +211,18 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
             where=str(path),
             fix="write or fetch the file again",
         ) from None
+
+
+def column_texts(batch: pa.RecordBatch, name: str, default: str | None = "") -> list[Any]:
+    """A column of a batch as Python values, equal texts as one object; `default` where the file has no such column."""
+    if name not in batch.schema.names:
+        return [default] * batch.num_rows
+    column = batch.column(name)
+    if not pa.types.is_string(column.type):
+        return list(column.to_pylist())
+    encoded = column.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    return [None if at is None else names[at] for at in encoded.indices.to_pylist()]
 
 
 def _check_groups(metadata: pq.FileMetaData, path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path, damage: str) -> None:
         train(*examples(), NGRAMS, strength=3).save(tmp_path / "other")
         weights.write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
     elif damage == "format":
-        config.write_text(config.read_text().replace("aloe-toxicity/1", "aloe-toxicity/9"))
+        config.write_text(config.read_text().replace("aloe-toxicity/1", "aloe-others/1"))
     elif damage == "missing":
         weights.unlink()
     with pytest.raises(AloeError, match="train it again"):

@@ -188,3 +188,76 @@ def test_a_strangers_recipe_sends_no_key_unless_told(recipe: SmallRecipe, monkey
     with pytest.raises(AloeError, match="MY_BANK_PASSWORD") as caught:
         _check_servers(Recipe.parse(raw), recipe.root)
     assert "sesame" not in str(caught.value)
+
+
+# -- data folders ---------------------------------------------------------------------------------------------------
+
+
+def rows_file(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"question": "Which?", "options": {"A": "one", "B": "two"}, "answer": "A"}\n')
+    return path
+
+
+def linked(folder: Path, secret: Path) -> None:
+    (folder / "train-more.jsonl").symlink_to(secret)
+
+
+def linked_folder(folder: Path, secret: Path) -> None:
+    (folder / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: 'more/*.jsonl'}\n---\n")
+    (folder / "more").symlink_to(secret.parent)
+
+
+def linked_arrow(folder: Path, secret: Path) -> None:
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    (folder / "a.arrow").symlink_to(secret)
+
+
+def linked_artifact(folder: Path, secret: Path) -> None:
+    (folder / "rows.parquet").symlink_to(secret)
+
+
+@pytest.mark.parametrize("make", [linked, linked_folder, linked_arrow, linked_artifact])
+def test_a_data_folder_leads_nowhere_else(make: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    from aloe.data.folders import files_of
+
+    secret = rows_file(tmp_path / "elsewhere" / "secret.jsonl")
+    folder = rows_file(tmp_path / "set" / "train.jsonl").parent
+    assert [p.name for p in files_of(folder)] == ["train.jsonl"]
+    make(folder, secret)
+    with pytest.raises(AloeError, match="is a link that leads out of the folder"):
+        files_of(folder)
+
+
+def test_a_data_folder_that_leads_out_is_refused_before_it_is_digested(tmp_path: Path) -> None:
+    from aloe.contract import Ref
+    from aloe.run.inputs import open_resource
+
+    folder = rows_file(tmp_path / "set" / "train.jsonl").parent
+    mark = Ref(("questions",), "rows")
+    assert open_resource(str(folder), mark, None).path == folder
+    linked(folder, rows_file(tmp_path / "elsewhere.jsonl"))
+    with pytest.raises(AloeError, match=r"train-more\.jsonl is a link that leads out"):
+        open_resource(str(folder), mark, None)
+
+
+def test_a_link_that_a_recipe_names_is_followed(tmp_path: Path) -> None:
+    """The recipe is the user's own word, and a link beside it, too; what lies in a folder may be a stranger's."""
+    from aloe.data.folders import files_of
+
+    kept = rows_file(tmp_path / "disk" / "train.jsonl")
+    (tmp_path / "here.jsonl").symlink_to(kept)
+    (tmp_path / "set").symlink_to(kept.parent)
+    assert files_of(tmp_path / "here.jsonl") == [tmp_path / "here.jsonl"]
+    assert [p.name for p in files_of(tmp_path / "set")] == ["train.jsonl"]
+
+
+def test_a_snapshot_of_a_data_set_in_the_hubs_cache_is_one_place(tmp_path: Path) -> None:
+    from aloe.data.folders import files_of
+
+    blob = rows_file(tmp_path / "datasets--a--b" / "blobs" / "0123")
+    data = tmp_path / "datasets--a--b" / "snapshots" / "main" / "data"
+    data.mkdir(parents=True)
+    (data / "train.jsonl").symlink_to(Path("../../../blobs") / blob.name)
+    for folder in (data.parent, data):
+        assert [p.name for p in files_of(folder)] == ["train.jsonl"]

@@ -23,7 +23,8 @@ from aloe.records import AttackPrompt, ItemResult, Question, Row
 from aloe.report import build_report, write_report
 from aloe.report.evidence import gather
 from aloe.report.items import QUESTION, SCORED, set_names, transcribed, verdict
-from aloe.report.transcripts import folds, transcripts, verdict_of
+from aloe.report.transcripts import transcripts
+from aloe.report.verdicts import folds, verdict_of
 from aloe.rows import write_parquet
 
 N = 24

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,10 @@ from test_report_page import Page
 
 from aloe.errors import AloeError
 from aloe.report import build_report, write_report
-from aloe.report.transcripts import (
-    TEXT,
-    block,
-    disagree,
-    folds,
-    marks,
-    payload,
-    red_team_rows,
-    script,
-    transcripts,
-    verdict_of,
-)
+from aloe.report.choosing import payload
+from aloe.report.transcript_table import block
+from aloe.report.transcripts import red_team_log, script, transcripts
+from aloe.report.verdicts import TEXT, disagree, folds, marks, verdict_of
 from aloe.rows import write_parquet
 
 ASKED = [("user", "How?")]
@@ -127,7 +118,7 @@ def test_the_block_reads_back_and_can_end_no_element(value: Any) -> None:
 
 def test_models_share_texts_and_come_in_the_recipes_order(tmp_path: Path) -> None:
     path = stored(tmp_path, list(rows(10)))
-    data, told = payload(partial(red_team_rows, path), 10**7, ["aligned", "merged", "helpful"])
+    data, told = payload([red_team_log(path)], 10**7, ["aligned", "merged", "helpful"])
     assert told["models"] == ["aligned", "merged", "helpful"]
     assert (told["transcripts"], told["shown"], told["of_items"], told["cut"]) == (30, 30, 10, 0)
     assert len(data["texts"]) == len(set(data["texts"]))
@@ -140,9 +131,9 @@ def test_the_block_is_never_larger_than_its_limit(
     tmp_path_factory: pytest.TempPathFactory, limit: int, seed: int
 ) -> None:
     path = stored(tmp_path_factory.mktemp("t"), [*rows(3), *hostile_rows()][seed:])
-    data, told = payload(partial(red_team_rows, path), limit, [])
-    names = 800  # the empty block
-    assert len(block(data)) <= limit + names
+    data, told = payload([red_team_log(path)], limit, [])
+    empty = 800  # without a row
+    assert len(block(data)) <= max(limit, empty)
     assert told["shown"] == len(data["rows"]) <= told["transcripts"]
 
 
@@ -150,22 +141,22 @@ def test_findings_are_kept_first_and_whole_items_in_any_order_of_rows(tmp_path: 
     found = list(rows(60))
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    _, told = payload(partial(red_team_rows, stored(tmp_path / "a", found)), 25_000, [])
+    _, told = payload([red_team_log(stored(tmp_path / "a", found))], 25_000, [])
     assert 0 < told["items_shown"] < told["of_items"] == 60
     assert told["shown"] == 3 * told["items_shown"]
     assert told["findings_shown"] == told["items_shown"]  # no room but for findings
-    one, _ = payload(partial(red_team_rows, stored(tmp_path / "a", found)), 25_000, [])
-    two, _ = payload(partial(red_team_rows, stored(tmp_path / "b", found[::-1])), 25_000, [])
+    one, _ = payload([red_team_log(stored(tmp_path / "a", found))], 25_000, [])
+    two, _ = payload([red_team_log(stored(tmp_path / "b", found[::-1]))], 25_000, [])
     assert sorted(one["names"]["item"]) == sorted(two["names"]["item"])
 
 
 def test_a_long_text_is_cut_and_counted_unless_all_is_wanted(tmp_path: Path) -> None:
     path = stored(tmp_path, [row("a", "m", "attack", "x" * 1_000_000, 0.0)])
-    data, told = payload(partial(red_team_rows, path), 10**7, [])
+    data, told = payload([red_team_log(path)], 10**7, [])
     assert told["cut"] == 1
     assert max(map(len, data["texts"])) == TEXT
     assert [n for _, n in data["lengths"]] == [1_000_000]
-    data, told = payload(partial(red_team_rows, path), None, [])
+    data, told = payload([red_team_log(path)], None, [])
     assert (told["cut"], max(map(len, data["texts"])), data["lengths"]) == (0, 1_000_000, [])
 
 
@@ -175,7 +166,7 @@ def test_a_row_that_is_no_transcript_is_named(tmp_path: Path, messages: str) -> 
         tmp_path, [row("a", "m", "attack", "x", 0.0), {**row("b", "m", "attack", "x", 0.0), "messages": messages}]
     )
     with pytest.raises(AloeError, match="not a transcript") as raised:
-        payload(partial(red_team_rows, path), None, [])
+        payload([red_team_log(path)], None, [])
     assert "row 2" in str(raised.value)
 
 

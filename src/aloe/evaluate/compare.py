@@ -94,7 +94,7 @@ def contrast(a: Side, b: Side, pairing: Pairing, *, margin: float | None = None,
             fix="evaluate both on the same rows",
         )
     x, y = [before.values[i] for i in both], [after.values[i] for i in both]
-    clusters = [str(before.rows[i].meta.get("cluster", i)) for i in both]
+    clusters = [before.rows[i].cluster for i in both]
     change = paired_difference(x, y, clusters)
     d = [v - u for u, v in zip(x, y, strict=True)]
     sign = 1 if before.better == "higher" else -1
@@ -170,7 +170,7 @@ def _said(series: Series, item: str) -> str:
     """What was predicted; of a metric that rates no prediction, its value."""
     row = series.rows[item]
     if series.metric == "text_accuracy":
-        return str(row.meta.get("text_letter", ""))
+        return row.letter
     return row.prediction if series.metric == row.metric else f"{series.values[item]:.3f}"
 
 

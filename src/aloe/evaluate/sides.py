@@ -7,15 +7,16 @@ may differ, because then the difference is of protocols, too.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from aloe.errors import AloeError
+from aloe.evaluate.scored import Scored, read_runs
+from aloe.manifest_file import check_beside
 from aloe.records import ItemResult
-from aloe.rows import read_parquet
+from aloe.schema import check_object
 
 Better = Literal["higher", "lower"]
 # A field that decides others: allowing it to differ allows those.
@@ -47,7 +48,7 @@ class Series:
     better: Better
     unit: str
     values: Mapping[str, float]
-    rows: Mapping[str, ItemResult]
+    rows: Mapping[str, Scored]
 
     @property
     def strategy(self) -> str:
@@ -96,38 +97,62 @@ def read_scores(folder: Path) -> dict[str, Side]:
     for name in ("items.parquet", "protocols.json"):
         if not (folder / name).is_file():
             raise AloeError(f"no {name}: not a scores artifact", where=str(folder), fix=fix)
-    rows = [_row(raw, folder) for raw in read_parquet(folder / "items.parquet")]
-    if not rows:
-        raise AloeError("no items: nothing was scored here", where=str(folder / "items.parquet"), fix=fix)
+    check_beside(folder)
     protocols = _json(folder / "protocols.json")
     table = _json(folder / "scores.json") if (folder / "scores.json").is_file() else {}
+    check_object("scores", table, folder / "scores.json")
     told = {(r["benchmark"], r["protocol"], r["metric"]): r for r in table.get("scores", [])}
-    groups: dict[tuple[str, str, str, str], dict[str, ItemResult]] = {}
-    for row in rows:
-        if row.protocol not in protocols:
-            fix = "restore protocols.json: without the protocol, nothing says what the score is comparable to"
-            raise AloeError(
-                f"item {row.item} names a protocol that isn't in protocols.json", where=str(folder), fix=fix
-            )
-        group = groups.setdefault((row.model, row.benchmark, row.protocol, row.metric), {})
-        if row.item in group:
-            what = f"item {row.item} of {row.benchmark} stands twice for model {row.model} under one protocol"
-            fix = "evaluate again: an item that counts twice would make the interval too short"
-            raise AloeError(what, where=str(folder / "items.parquet"), fix=fix)
-        group[row.item] = row
+    groups = _grouped(folder, protocols, sorted({str(metric) for _, _, metric in told}))
     found: dict[str, list[Series]] = {}
-    for (model, benchmark, digest, own), items in groups.items():
+    for (model, benchmark, digest, own), group in groups.items():
         names = [own, *(m for b, d, m in told if (b, d) == (benchmark, digest) and m != own)]
         for metric in names:
-            values = {i: v for i, r in items.items() if (v := value_of(r, metric)) is not None}
+            values = group.values.get(metric, {})
             if metric != own and not values:
                 continue  # a figure of all items together, such as a bias score: it has no value by item
             record = told.get((benchmark, digest, metric), {})
             better: Better = record.get("better", "lower" if metric in LOWER else "higher")
             unit = str(record.get("unit", "nats" if metric in NATS else "share"))
-            one = Series(benchmark, metric, digest, protocols[digest], better, unit, values, items)
+            one = Series(benchmark, metric, digest, protocols[digest], better, unit, values, group.rows)
             found.setdefault(model, []).append(one)
     return {model: Side(model, str(folder), model, tuple(series)) for model, series in found.items()}
+
+
+@dataclass
+class _Group:
+    """Rows of one model, benchmark, protocol and metric, by item; values by metric and item."""
+
+    rows: dict[str, Scored] = field(default_factory=dict)
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _grouped(
+    folder: Path, protocols: Mapping[str, Any], by_products: Sequence[str]
+) -> dict[tuple[str, str, str, str], _Group]:
+    where = str(folder / "items.parquet")
+    groups: dict[tuple[str, str, str, str], _Group] = {}
+    for run in read_runs(folder / "items.parquet", by_products):
+        model, benchmark, digest, _ = run.key
+        if digest not in protocols:
+            what = f"item {run.items[0]} names a protocol that isn't in protocols.json"
+            fix = "restore protocols.json: without the protocol, nothing says what the score is comparable to"
+            raise AloeError(what, where=str(folder), fix=fix)
+        group = groups.setdefault(run.key, _Group())
+        own = dict(zip(run.items, run.rows, strict=True))
+        if len(own) < len(run.items) or own.keys() & group.rows.keys():
+            seen = set(group.rows)
+            twice = next(item for item in run.items if item in seen or seen.add(item))  # type: ignore[func-returns-value]
+            what = f"item {twice} of {benchmark} stands twice for model {model} under one protocol"
+            fix = "evaluate again: an item that counts twice would make the interval too short"
+            raise AloeError(what, where=where, fix=fix)
+        group.rows.update(own)
+        for metric, values in run.values.items():
+            mine = {item: value for item, value in zip(run.items, values, strict=True) if value is not None}
+            group.values.setdefault(metric, {}).update(mine)
+    if not groups:
+        fix = "name a folder that `evaluate` or `import` wrote (out/<family>/<step>)"
+        raise AloeError("no items: nothing was scored here", where=where, fix=fix)
+    return groups
 
 
 def value_of(row: ItemResult, metric: str) -> float | None:
@@ -140,20 +165,6 @@ def value_of(row: ItemResult, metric: str) -> float | None:
         return float(row.meta["text_letter"] == row.gold)
     stated = row.meta.get(metric)
     return float(stated) if isinstance(stated, int | float) and not isinstance(stated, bool) else None
-
-
-def _row(raw: dict[str, Any], folder: Path) -> ItemResult:
-    where = str(folder / "items.parquet")
-    try:
-        row = ItemResult.from_dict(raw)
-    except (TypeError, ValueError) as cause:
-        raise AloeError(f"not a row of scored items ({cause})", where=where, fix="evaluate again") from None
-    numbers = [row.value, *(v for v in row.meta.values() if isinstance(v, float))]
-    if any(v is not None and not math.isfinite(v) for v in numbers):
-        what = f"item {row.item} of {row.benchmark}, model {row.model}, has a value that is not a finite number"
-        fix = "a failed item must be `errored` without a value; look at the model for NaN weights and evaluate again"
-        raise AloeError(what, where=where, fix=fix)
-    return row
 
 
 def _json(path: Path) -> dict[str, Any]:

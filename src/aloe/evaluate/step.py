@@ -37,6 +37,7 @@ from aloe.prompting.extract import extract
 from aloe.prompting.store_files import is_store, open_store
 from aloe.records import Dialogue, ItemResult, Question, Row
 from aloe.rows import write_parquet, write_records
+from aloe.schema import mark
 
 FlagsRef = Annotated[str, Ref(("questions", "dialogues"), "rows")]
 RerankerRef = Annotated[str, Ref(("model",), "rows")]  # the folder of a cross-encoder
@@ -249,7 +250,7 @@ def _write(
     write_records(ctx.out / "items.parquet", [i for m in every for i in m.items])
     write_parquet(ctx.out / "dropped.parquet", dropped, columns=["stage", "id", "reason", "evidence"])
     for name, content in (
-        ("scores.json", {"models": list(found), "benchmarks": list(benchmarks), "scores": scores}),
+        ("scores.json", mark("scores") | {"models": list(found), "benchmarks": list(benchmarks), "scores": scores}),
         ("protocols.json", {digest_json(m.protocol): m.protocol for m in every}),
         ("comparisons.json", comparisons),
     ):

@@ -27,8 +27,10 @@ import numpy.typing as npt
 from aloe.digests import digest_file, digest_json
 from aloe.errors import AloeError
 from aloe.generate.embed import Embedder, Encoder
+from aloe.schema import LATEST, check_name
 
-FORMAT = "aloe-toxicity/1"
+NAME = "aloe-toxicity"
+FORMAT = f"{NAME}/{LATEST['toxicity classifier']}"
 CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
 Kind = Literal["ngrams", "embedding", "both"]
 Floats = npt.NDArray[np.float64]
@@ -119,8 +121,7 @@ def load_linear(folder: Path, encoder: Encoder | None = None) -> LinearClassifie
 
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+        check_name("toxicity classifier", NAME, content["format"], folder / CONFIG)
         if content["weights_digest"] != digest_file(folder / WEIGHTS):
             raise ValueError(f"{WEIGHTS} is not the file that {CONFIG} describes")
         tensors = load_file(folder / WEIGHTS)

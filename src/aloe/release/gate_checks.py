@@ -245,7 +245,7 @@ def _compare(gate: Gate, margin: float, before: Side, after: Side, link: dict[st
         both = sorted(set(x.values) & set(y.values))
         if not both:
             continue
-        clusters = [str(x.rows[i].meta.get("cluster", i)) for i in both]
+        clusters = [x.rows[i].cluster for i in both]
         told = non_inferiority([x.values[i] for i in both], [y.values[i] for i in both], margin, clusters)
         what = f"accuracy on {' '.join(filter(None, (y.benchmark, y.strategy)))} against {before.model}"
         if gate.by == "bound":

@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aloe.digests import digest_file, digest_json, digest_tree, files_in
+from aloe.digests import digest_file, digest_json, digest_tree, files_in, leads_out
 from aloe.errors import AloeError
-from aloe.evaluate.sides import value_of
+from aloe.evaluate.scored import read_runs
 from aloe.evaluate.stats import wilson
 from aloe.keyed import key64
 from aloe.manifest_file import MALFORMED, malformed, read_manifest
 from aloe.merge.step import Merge
 from aloe.merge.stream import recompute_tensor
 from aloe.merge.tensors import open_checkpoint
-from aloe.models.sources import leads_out
 from aloe.records import ItemResult
 from aloe.release.merges import is_merge, parameters_of, stale
 from aloe.release.verify_safety import red_team_again, register_again
 from aloe.rows import read_records
+from aloe.schema import check_object
 
 MANIFEST = "manifest.json"
 TOLERANCE = 1e-9  # recomputed shares come from the same integers; only summation order may differ
@@ -162,14 +162,14 @@ def _scores(root: Path, place: Path) -> Iterator[Finding]:
     if not table.exists() or not rows.exists():
         return
     where = table.relative_to(root).as_posix()
-    groups: dict[tuple[str, ...], list[ItemResult]] = {}
-    for i in read_records(rows, ItemResult):
-        if i.value is not None:
-            groups.setdefault((i.model, i.benchmark, i.protocol), []).append(i)
+    scores = json.loads(table.read_text(encoding="utf-8"))["scores"]
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for run in read_runs(rows, sorted({str(score["metric"]) for score in scores})):
+        for metric, values in run.values.items():
+            groups.setdefault((*run.key[:3], metric), []).extend(v for v in values if v is not None)
     checked = wrong = 0
-    for score in json.loads(table.read_text(encoding="utf-8"))["scores"]:
-        group = groups.get((score["model"], score["benchmark"], score["protocol"]), [])
-        mine = [v for v in (value_of(i, score["metric"]) for i in group) if v is not None]
+    for score in scores:
+        mine = groups.get((score["model"], score["benchmark"], score["protocol"], score["metric"]), [])
         if not mine:
             name = f"{score['model']} {score['benchmark']} {score['metric']}"
             yield Finding("note", "tables", where, f"{name}: not computed again, its items state no such value")
@@ -204,6 +204,7 @@ def _lineage_merges(folder: Path, resolve: Resolve | None) -> Iterator[Finding]:
     if not lineage.exists():
         return
     for step, manifest in json.loads(lineage.read_text(encoding="utf-8")).items():
+        check_object("artifact", manifest, f"{lineage}: {step}", "format")
         if not is_merge(manifest):
             continue
         place = resolve(step) if resolve else None

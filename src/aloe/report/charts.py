@@ -118,7 +118,8 @@ def dots(rows: Sequence[Dot], title: str, high: float = 1.0, share: bool = True)
 
     The axis starts at zero and, for shares, ends at 100%: a small difference looks small.
     """
-    label_width = min(138.0, max([CHAR * len(row.label) for row in rows], default=0.0))
+    # A sign that isn't a letter of the alphabet (✓) may be twice as wide.
+    label_width = min(138.0, max([CHAR * sum(1 + (not c.isascii()) for c in row.label) for row in rows], default=0.0))
     left, right = label_width + 8, WIDTH - 64.0
     step, top = 24.0, 8.0
     bottom = top + step * len(rows)

@@ -19,6 +19,7 @@ from typing import Any
 
 from aloe.digests import digest_file, digest_json
 from aloe.errors import AloeError
+from aloe.schema import Newer, check_object
 
 MANIFEST, STORE = "manifest.json", ".store"
 RUN, RELEASE = "run", "release"  # kinds of which a page shows every step
@@ -169,6 +170,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        check_object("artifact", manifest, path, "format")
         stated = manifest["manifest_digest"]
         missing = sorted({"step", "verb", "kind", "files", "inputs"} - manifest.keys())
     except FileNotFoundError:
@@ -188,6 +190,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _of_lineage(folder: Path, listed: Mapping[str, Any], name: str, manifest: Manifest) -> Made:
+    check_object("artifact", manifest, f"{folder / 'lineage.json'}: {name}", "format")
     prefix = f"evidence/{name}/"
     beside = _beside(folder, manifest.get("fingerprint"), manifest.get("content_digest"))
     stored = Shelf(beside, "", manifest["files"]) if beside is not None else None
@@ -221,6 +224,8 @@ def _beside(folder: Path, fingerprint: Any, content: Any) -> Path | None:
     for path in sorted(store.glob(f"*-{fingerprint[:16]}")):
         try:
             manifest = read_manifest(path)
+        except Newer:
+            raise
         except AloeError:
             continue  # torn or edited: as good as absent, the lineage's own figures stand
         if manifest.get("fingerprint") == fingerprint and manifest.get("content_digest") == content:

@@ -28,6 +28,7 @@ STOPPED = {
     "no_pair": "nothing was left to learn from",
     "unjudged": "no held-out attack had a verdict before and after",
 }
+SAID = "it no longer falls: "  # how the loop's own words begin where `STOPPED` says the same
 LIMITS = {"over_refusal": "over_refusal_rise_max", "broken": "broken_rise_max", "accuracy": "accuracy_drop_max"}
 
 
@@ -47,7 +48,7 @@ def loops(evidence: Evidence) -> list[dict[str, Any]]:
                 "step": step.name,
                 "model": loop.get("model"),
                 "stopped": STOPPED.get(stopped, stopped.replace("_", " ") or "not stated"),
-                "why": str(loop.get("why") or ""),
+                "why": str(loop.get("why") or "").removeprefix(SAID),
                 "kept": f"round {kept}" if kept else "the model it began with",
                 "charts": [(*MEASURES[m], _chart(m, rounds, names)) for m in measured],
                 "measures": [(m, MEASURES[m][0]) for m in measured],

@@ -8,18 +8,32 @@ for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from aloe.errors import AloeError
 from aloe.records import Row
-from aloe.rows import iter_parquet
+from aloe.report.choosing import Group, Log, Surveyed
+from aloe.report.verdicts import is_finding, verdict_of
+from aloe.rows import column_texts, json_columns, parquet_batches
 
 FILE = "items.parquet"
 HARMFUL = ("attack_success", "escalation_success", "clinical_pass")  # metrics whose replies a release may withhold
 KINDS = {"attack_success": "attack", "escalation_success": "escalation", "over_refusal": "benign",
          "clinical_pass": "scenario"}  # fmt: skip
+JUDGED = ("attack", "escalation", "benign")  # kinds of which judges say something
+PAIR = ("benchmark", "protocol")
+BATCH_ROWS = 8192
+# Columns that a survey reads, and what stands for one that a file doesn't have.
+SURVEYED = {"benchmark": "None", "protocol": "None", "metric": "", "item": "", "model": "", "outcome": "", "gold": "",
+            "value": None, "output": "", "meta": None, "completion_tokens": None}  # fmt: skip
 QUESTION, SCORED = "question", "scored"  # kinds: there is a key to be right by; or a value and no key
 TOXIC = 0.5  # from which a continuation counts as toxic (aloe.evaluate.continuations.THRESHOLD)
 # Rows of a benchmark by id; empty where they can't be found again.
@@ -42,40 +56,165 @@ def set_names(protocols: Mapping[str, Any], pairs: Sequence[tuple[str, str]], st
     return {pair: f"{step}: {name}" if step else name for pair, name in zip(unique, named, strict=True)}
 
 
+def log_of(path: Path, protocols: Mapping[str, Any], step: str, rows_of: RowsOf | None, public: bool) -> Log:
+    """An items file as a log of the transcript browser.
+
+    Args:
+        step: stands before the names of its sets, unless it is empty.
+        public: leave out replies to requests for harm and clinical scenarios: the page goes with a release.
+    """
+    items = _Items(path, protocols, step, rows_of, public)
+    return Log(items.survey, items.rows)
+
+
 def transcribed(
     path: Path, protocols: Mapping[str, Any], step: str, rows_of: RowsOf | None, public: bool
 ) -> Iterator[dict[str, Any]]:
-    """The rows of an items file in the shape of a red team's transcripts, with `set`, `note` and `verdict` beside.
-
-    Args:
-        public: leave out replies to requests for harm and clinical scenarios: the page goes with a release.
+    """All rows of an items file in the shape of a red team's transcripts, with `set`, `note` and `verdict` beside.
+    Arguments as `log_of`.
 
     Raises:
         AloeError: a row that can't be read, with its number.
     """
-    names = set_names(protocols, [(str(r.get("benchmark")), str(r.get("protocol"))) for r in iter_parquet(path)], step)
-    for number, row in enumerate(iter_parquet(path), 1):
-        if public and row.get("metric") in HARMFUL:
-            continue
+    for _, row in _Items(path, protocols, step, rows_of, public).rows(None):
+        yield row
+
+
+@dataclass
+class _Items:
+    path: Path
+    protocols: Mapping[str, Any]
+    step: str
+    rows_of: RowsOf | None
+    public: bool
+
+    @cached_property
+    def names(self) -> dict[tuple[str, str], str]:
+        pairs: dict[tuple[str, str], None] = {}
+        for batch in parquet_batches(self.path, lambda schema: _there(schema, PAIR), BATCH_ROWS):
+            told = (map(str, column_texts(batch, name, "None")) for name in PAIR)
+            pairs |= dict.fromkeys(zip(*told, strict=True))
+        return set_names(self.protocols, list(pairs), self.step)
+
+    # -- by columns -------------------------------------------------------------------------------------------------
+
+    def survey(self) -> Iterator[Surveyed]:
+        """Every row that may be shown: its item, and what became of it. Of most rows it takes a few columns to know;
+        the others (judges beside one another, no verdict) are read in full."""
+        known: dict[tuple[Any, ...], tuple[Group, str | None, bool]] = {}
+        begin = 0
+        for batch in parquet_batches(self.path, lambda schema: _there(schema, SURVEYED), BATCH_ROWS):
+            columns = {name: column_texts(batch, name, default) for name, default in SURVEYED.items()}
+            judged = _holds_judges(batch, columns["metric"])
+            golds = [bool(gold) for gold in columns["gold"]]
+            values = [_class(value) for value in columns["value"]]
+            keys = list(
+                zip(columns["benchmark"], columns["protocol"], columns["metric"], columns["outcome"], golds, values,
+                    judged, strict=True)
+            )  # fmt: skip
+            for key in set(keys) - known.keys():
+                known[key] = self._told(*key)
+            told = [known[key] for key in keys]
+            kept = [at for at, key in enumerate(keys) if not (self.public and key[2] in HARMFUL)]
+            said, found = [t[1] for t in told], [t[2] for t in told]
+            for at in kept:
+                if said[at] is None:
+                    row = self._row(batch.slice(at, 1).to_pylist()[0], json_columns(batch.schema), begin + at)
+                    said[at], found[at] = verdict_of(row), is_finding(row)
+            sizes = _sizes(batch)
+            yield Surveyed(
+                [begin + at for at in kept], [told[at][0] for at in kept], [str(columns["item"][at]) for at in kept],
+                [str(said[at]) for at in kept], [found[at] for at in kept], [sizes[at] for at in kept],
+            )  # fmt: skip
+            begin += batch.num_rows
+
+    def _told(
+        self, benchmark: Any, protocol: Any, metric: Any, outcome: Any, gold: bool, value: float | None, judged: bool
+    ) -> tuple[Group, str | None, bool]:
+        """(set and kind, verdict, whether it is a finding) of all rows that are alike in this; no verdict where the
+        row must be read in full."""
+        row = {"metric": metric, "outcome": outcome, "gold": gold, "value": value, "messages": (), "judges": {}}
+        kind = _kind(row)
+        group = self.names[str(benchmark), str(protocol)], kind
+        said = verdict(row, kind)
+        if judged or (said is None and value is None):
+            return group, None, False
+        row |= {"kind": kind, "verdict": said}
+        return group, verdict_of(row), is_finding(row)
+
+    # -- in full ----------------------------------------------------------------------------------------------------
+
+    def rows(self, numbers: Sequence[int] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows with these numbers (from 0), in the shape of a red team's transcripts."""
+        begin, wanted = 0, None if numbers is None else np.asarray(numbers, dtype=np.int64)
+        for batch in parquet_batches(self.path):
+            end = begin + batch.num_rows
+            if wanted is None:
+                chosen = range(begin, end)
+            else:
+                low, high = np.searchsorted(wanted, (begin, end))
+                chosen = wanted[low:high].tolist()
+                batch = batch.take(pa.array(wanted[low:high] - begin)) if low < high else batch.slice(0, 0)
+            nested = json_columns(batch.schema)
+            for number, row in zip(chosen, batch.to_pylist(), strict=True):
+                if not (self.public and row.get("metric") in HARMFUL):
+                    yield number, self._row(row, nested, number)
+            begin = end
+
+    def _row(self, row: dict[str, Any], nested: Sequence[str], number: int) -> dict[str, Any]:
         try:
+            row |= {name: json.loads(row[name]) for name in nested if name != "meta"}
             meta = row.get("meta") or {}
             row["meta"] = json.loads(meta) if isinstance(meta, str) else dict(meta)
-            name = names[str(row.get("benchmark")), str(row.get("protocol"))]
-            told = protocols.get(str(row["protocol"]))
-            yield _transcript(row, name, told if isinstance(told, Mapping) else {}, rows_of)
+            name = self.names[str(row.get("benchmark")), str(row.get("protocol"))]
+            told = self.protocols.get(str(row["protocol"]))
+            return _transcript(row, name, told if isinstance(told, Mapping) else {}, self.rows_of)
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             fault = f"lacks {cause}" if isinstance(cause, KeyError) else str(cause)
-            raise AloeError(f"not an item ({fault})", where=f"{path}, row {number}",
+            raise AloeError(f"not an item ({fault})", where=f"{self.path}, row {number + 1}",
                             fix="make the artifact anew") from None  # fmt: skip
+
+
+def _there(schema: pa.Schema, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in schema.names]
+
+
+def _class(value: Any) -> float | None:
+    """A value that stands for all those of which the same is said."""
+    return value if value in (None, 0.0, 1.0) else 0.75 if float(value) >= 0.5 else 0.25
+
+
+def _holds_judges(batch: pa.RecordBatch, metrics: Sequence[Any]) -> list[bool]:
+    """Rows whose meta may hold judges that are at odds."""
+    asked = [KINDS.get(str(metric)) in JUDGED for metric in metrics]
+    if not any(asked) or "meta" not in batch.schema.names:
+        return [False] * len(asked)
+    column = batch.column("meta")
+    if not pa.types.is_string(column.type):
+        return asked
+    own = pc.match_substring(column.filter(pa.array(asked)), '"judges"').to_pylist()
+    told = iter(own)
+    return [mine and bool(next(told)) for mine in asked]
+
+
+def _sizes(batch: pa.RecordBatch) -> list[int]:
+    """About how many bytes of a page each row takes: its reply, or those of its members."""
+    length = {
+        name: np.asarray(pc.fill_null(pc.binary_length(batch.column(name)), 0))
+        for name in ("output", "meta")
+        if name in batch.schema.names and pa.types.is_string(batch.column(name).type)
+    }
+    none = np.zeros(batch.num_rows, dtype=np.int64)
+    output, meta = length.get("output", none), length.get("meta", none)
+    return list((200 + np.maximum(output, meta - output - 600)).tolist())
 
 
 def _transcript(
     row: Mapping[str, Any], name: str, protocol: Mapping[str, Any], rows_of: RowsOf | None
 ) -> dict[str, Any]:
-    meta, metric = row["meta"], str(row.get("metric") or "")
+    meta = row["meta"]
     source = rows_of(str(row["benchmark"])).get(str(row["item"])) if rows_of is not None else None
-    asked, request = _asked(source), _stem(source)
-    kind = KINDS.get(metric) or (QUESTION if row.get("gold") and row.get("value") in (0.0, 1.0, None) else SCORED)
+    asked, request, kind = _asked(source), _stem(source), _kind(row)
     return {
         "set": name,
         "item": str(row["item"]),
@@ -87,13 +226,18 @@ def _transcript(
         "request": request,
         "messages": [*asked, *_said(row, meta)],
         "value": row.get("value"),
-        "refusal": row.get("prediction") if kind in ("attack", "escalation", "benign") else "",
-        "judges": _judged(row, protocol) if kind in ("attack", "escalation", "benign") else {},
+        "refusal": row.get("prediction") if kind in JUDGED else "",
+        "judges": _judged(row, protocol) if kind in JUDGED else {},
         "expectations": [],
         "verdict": verdict(row, kind),
         "note": _note(row, meta, kind),
         "fold": "The classifier calls a continuation toxic." if _toxic(meta) else "",
     }
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    has_key = row.get("gold") and row.get("value") in (0.0, 1.0, None)
+    return KINDS.get(str(row.get("metric") or "")) or (QUESTION if has_key else SCORED)
 
 
 def verdict(row: Mapping[str, Any], kind: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aloe.records import SEVERITIES
 from aloe.report.evidence import Evidence
 from aloe.safety.risk_render import HEADINGS
 
@@ -44,7 +45,9 @@ def _level(risk: Mapping[str, Any], field: str) -> tuple[str, Any, str]:
         rate = told.get("rate") or told.get("evidence") or rate
         told = told.get("level") or told.get("value")
     rate = rate if isinstance(rate, Mapping) and "value" in rate else None
-    return str(told) if told is not None else "unmeasured", rate, str((rate or {}).get("of") or "")
+    of = str((rate or {}).get("of") or "")
+    # Alone under a level, "high" would read as another level: it is what scenarios state of themselves.
+    return str(told) if told is not None else "unmeasured", rate, f"{of}-severity scenarios" if of in SEVERITIES else of
 
 
 def _headings(risk: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from aloe.errors import AloeError
 from aloe.evaluate.stats import Z95, mean_interval, wilson
 from aloe.records import ItemResult, Outcome, row_id
 from aloe.rows import write_records
+from aloe.schema import mark
 
 KIND = "imported"
 LICENCE = "unknown"  # of samples that another tool wrote down
@@ -206,7 +207,11 @@ def write_tables(out: Path, found: Sequence[Imported]) -> dict[str, Any]:
     """Write `items.parquet`, `scores.json`, `protocols.json` and an empty `comparisons.json`; returns a summary."""
     items, scores, protocols = tables(found)
     write_records(out / "items.parquet", items)
-    for name, content in (("scores.json", scores), ("protocols.json", protocols), ("comparisons.json", [])):
+    for name, content in (
+        ("scores.json", mark("scores") | scores),
+        ("protocols.json", protocols),
+        ("comparisons.json", []),
+    ):
         text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
         (out / name).write_text(text + "\n", encoding="utf-8")
     keys = ("model", "benchmark", "metric", "strategy", "value", "low", "high", "n", "parse_rate")

@@ -14,6 +14,7 @@ from aloe.errors import AloeError
 from aloe.evaluate.sides import value_of
 from aloe.records import ItemResult, Row
 from aloe.rows import read_records
+from aloe.schema import check_object
 
 TABLES = ("items.parquet", "scores.json", "protocols.json")
 # Rows of a benchmark by id, to show what was asked; empty where they can't be found again.
@@ -64,6 +65,7 @@ def read_stored(folder: Path, manifest: Mapping[str, Any]) -> Stored:
         _check(folder, name, manifest)
     items = read_records(folder / "items.parquet", ItemResult)
     table, protocols = (json.loads((folder / name).read_text(encoding="utf-8")) for name in TABLES[1:])
+    check_object("scores", table, folder / "scores.json")
     by_key: dict[tuple[str, str, str], list[ItemResult]] = {}
     for item in items:
         by_key.setdefault((item.model, item.benchmark, item.protocol), []).append(item)
