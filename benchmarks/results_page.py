@@ -12,6 +12,7 @@ import results_plan
 import results_reliability
 import results_safety
 import results_study
+import results_supply
 from results_evaluation import place, rate
 
 from aloe.evaluate.table import markdown_table
@@ -377,7 +378,7 @@ STAGES = (
     "load", "clean", "phi", "exact_dedup", "near_dedup", "decontaminate", "quality", "diversity", "template", "mix",
 )  # fmt: skip
 RENDERERS = results_evaluation.RENDERERS | results_safety.RENDERERS | results_reliability.RENDERERS | {
-    "demo": demo, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
+    **results_supply.RENDERERS, "demo": demo, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
     "stochastic_rounding": stochastic, "merge": merge, "study": results_study.study, "plan_accuracy": results_plan.plan,
 }  # fmt: skip

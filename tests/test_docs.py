@@ -17,6 +17,7 @@ from aloe.contract import Hardware, Ref, Step
 from aloe.generate.server_spec import ServerSpec
 from aloe.licence import LICENCES
 from aloe.recipe import EngineSettings, Head, Launch, Recipe, read_value
+from aloe.run.slurm import Resources, Slurm
 from aloe.steps import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +130,7 @@ CLASSES = [(verb, cls) for verb, step in VERBS.items() for cls in models_in(step
 HEADS = [
     *((DOCS / "recipe.md", cls) for cls in (Head, EngineSettings, Launch, Hardware)),
     (DOCS / "servers.md", ServerSpec),
+    *((DOCS / "launch.md", cls) for cls in (Slurm, Resources)),
 ]
 TABLES = [*((PAGES[verb], cls) for verb, cls in CLASSES), *HEADS]
 

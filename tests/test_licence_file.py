@@ -64,7 +64,7 @@ def test_entries_are_added_and_replaced(tmp_path: Path) -> None:
         ("clinic: {spdx: X, aliases: [mit]}", 1, "clinic: alias 'mit' is the id of another entry"),
         ("clinic: {spdx: MIT}", 1, None),
         ("a: {spdx: X}\na: {spdx: Y}", 2, "'a' stands twice"),
-        ("a: {spdx: X, spdx: Y}", 1, "'spdx' stands twice in a"),
+        ("a: {spdx: X, spdx: Y}", 1, "'spdx' stands twice"),
         ("a: {spdx: [", None, "node content"),
         ("[a, b]", None, "a table of licences is a map"),
     ],

@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from aloe.errors import AloeError
 
 
 def canonical_json(value: Any) -> str:
@@ -81,6 +83,27 @@ def digest_files(files: Mapping[str, Path]) -> dict[str, str]:
 def files_in(folder: Path) -> list[Path]:
     """Every file below `folder`, sorted by its relative path; symbolic links are followed."""
     return sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())
+
+
+def leads_out(file: Path, folder: Path) -> bool:
+    """Whether a file of a folder is a link out of it. Of a snapshot in the hub's cache, the blobs beside the snapshots
+    are inside."""
+    root = folder.resolve()
+    home = next((place.parents[1] for place in (root, *root.parents) if place.parent.name == "snapshots"), root)
+    return not file.resolve().is_relative_to(home)
+
+
+def check_links(files: Iterable[Path], folder: Path) -> None:
+    """Refuse files of a folder of rows that are links out of it: what they lead to would be read, and released.
+
+    Raises:
+        AloeError: with the first.
+    """
+    for file in files:
+        if leads_out(file, folder):
+            what = f"{file.relative_to(folder).as_posix()} is a link that leads out of the folder"
+            fix = "put the file itself into the folder, or name the file that it leads to"
+            raise AloeError(what, where=str(folder), fix=fix)
 
 
 def digest_tree(files: Mapping[str, str]) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aloe.errors import AloeError
+from aloe.json_file import read_bounded
+from aloe.yaml_text import MAX_BYTES, parse
 
 ATTRIBUTION = "attribution"
 NON_COMMERCIAL = "non-commercial use only"
@@ -69,40 +69,18 @@ def read_table(path: Path, under: Table | None = None) -> Table:
     Raises:
         AloeError: no such file, or a mistake in it, with file, line, entry and field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise AloeError(f"can't be read: {cause}", where=str(path), fix="name a YAML file of licences") from None
-    return parse_table(text, str(path), under)
+    return parse_table(read_bounded(path, MAX_BYTES, "name a YAML file of licences"), str(path), under)
 
 
 def parse_table(text: str, where: str, under: Table | None = None) -> Table:
     """As `read_table`, of a file's text; `where` names it in errors."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        node = yaml.compose(text, Loader=loader)
-    except yaml.YAMLError as cause:
-        line = getattr(getattr(cause, "problem_mark", None), "line", 0) + 1
-        what = str(getattr(cause, "problem", None) or "no valid YAML")
-        raise AloeError(what, where=f"{where}:{line}", fix="check quotes, colons and indentation") from None
-    if node is None:
+    values, lines = parse(text, where)
+    if values is None:
         return under or Table({})
-    if not isinstance(node, yaml.MappingNode):
+    if not isinstance(values, dict):
         raise AloeError("a table of licences is a map from ids to entries", where=where, fix="see docs/licences.md")
-    values: dict[str, Any] = yaml.load(text, Loader=loader)  # a safe loader
-    lines: dict[str, int] = {}
-    for key, body in node.value:
-        seen = [str(key.value), *_repeated(body)]
-        if seen[0] in lines or len(seen) > 1:
-            what = f"{seen[-1]!r} stands twice" + (f" in {seen[0]}" if len(seen) > 1 else "")
-            raise AloeError(what, where=f"{where}:{key.start_mark.line + 1}", fix="keep one of them")
-        lines[seen[0]] = key.start_mark.line + 1
-    return build_table(values, under, lambda entry: f"{where}:{lines.get(entry, 1)}")
-
-
-def _repeated(node: Any) -> list[str]:
-    keys = [str(k.value) for k, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    return [k for i, k in enumerate(keys) if k in keys[:i]][:1]
+    at = {str(path[0]): line for path, line in lines.items() if len(path) == 1}
+    return build_table(values, under, lambda entry: f"{where}:{at.get(entry, 1)}")
 
 
 def build_table(values: Any, under: Table | None = None, place: Any = None) -> Table:

@@ -14,6 +14,7 @@ from typing import Any
 
 from aloe.errors import AloeError
 from aloe.json_file import read_object
+from aloe.schema import check_object
 
 MANIFEST = "manifest.json"
 # What reading a file of another shape than expected raises, beside AloeError.
@@ -42,11 +43,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
-    """Refuse a manifest that hasn't the shape of one, or that lists a file outside its folder.
+    """Refuse a manifest of a newer aloe, one that hasn't the shape of one, or one that lists a file outside its folder.
 
     Raises:
         AloeError: with the field.
     """
+    check_object("artifact", manifest, where, "format")
     for name, kinds in _KINDS.items():
         if name in manifest and not isinstance(manifest[name], kinds) and manifest[name] is not None:
             raise _damaged(f"{name} is {type(manifest[name]).__name__}, not {kinds[0].__name__}", where)
@@ -63,6 +65,22 @@ def check_manifest(manifest: Mapping[str, Any], where: str) -> None:
         entries = manifest.get(name) or {}
         if not all(isinstance(e, dict) for e in (entries.values() if isinstance(entries, dict) else entries)):
             raise _damaged(f"an entry of {name} is no map", where)
+
+
+def check_beside(folder: Path) -> None:
+    """Refuse a folder that an artifact's manifest of a newer aloe stands in. One without a manifest, or with another
+    tool's, passes: what is in it is read for what it is.
+
+    Raises:
+        Newer: says so.
+    """
+    path = folder / MANIFEST
+    try:
+        found = read_object(path) if path.is_file() else {}
+    except AloeError:
+        return
+    if "manifest_digest" in found:
+        check_object("artifact", found, path, "format")
 
 
 def check_name(name: str, where: str) -> None:

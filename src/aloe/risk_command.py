@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aloe.errors import AloeError
+from aloe.manifest_file import check_beside, read_manifest
 from aloe.terminal import json_text
 
 if TYPE_CHECKING:
@@ -255,10 +256,11 @@ def _verbs(results: Sequence[Path]) -> dict[str, str]:
     for place in results:
         lineage = place / "lineage.json"
         if lineage.is_file():
+            check_beside(place)
             found |= {step: str(m.get("verb")) for step, m in json.loads(lineage.read_text(encoding="utf-8")).items()}
         elif place.is_dir():
             for path in sorted(place.glob("*/manifest.json")):
-                manifest = json.loads(path.read_text(encoding="utf-8"))
+                manifest = read_manifest(path.parent)
                 found[str(manifest.get("step"))] = str(manifest.get("verb"))
     return found
 

@@ -175,7 +175,7 @@ def test_files_that_are_not_the_ones_written_are_refused(rows: Path, tmp_path: P
         open_store(tmp_path)
     manifest = tmp_path / "s" / "store.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 9}))
-    with pytest.raises(AloeError, match="format 9"):
+    with pytest.raises(AloeError, match=r"(?s)exemplar store is 9.*upgrade aloe-llm"):
         open_store(tmp_path / "s")
 
 

@@ -19,11 +19,13 @@ import numpy.typing as npt
 from aloe.digests import digest_file, digest_json, digest_tree
 from aloe.errors import AloeError
 from aloe.generate.embed import Embedder, Encoder, unit_rows
+from aloe.schema import LATEST, check_name
 
 Pooling = Literal["mean", "cls"]
 PACKAGED, TFIDF = "packaged", "tfidf"
 LONGEST = 512  # tokens, where neither tokenizer nor model says what they take
-TFIDF_FORMAT = "aloe tf-idf/1"
+TFIDF_NAME = "aloe tf-idf"
+TFIDF_FORMAT = f"{TFIDF_NAME}/{LATEST['TF-IDF']}"
 
 
 def open_encoder(
@@ -226,8 +228,7 @@ class TfidfEncoder:
         """Inverse of `save`."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != TFIDF_FORMAT:
-                raise ValueError(f"format {content['format']!r}")
+            check_name("TF-IDF", TFIDF_NAME, content["format"], path)
             return cls(content["terms"], content["idf"])
         except (OSError, ValueError, KeyError, TypeError) as cause:
             what = f"not a saved TF-IDF ({type(cause).__name__}: {cause})"

@@ -23,6 +23,7 @@ import psutil
 
 from aloe.errors import AloeError
 from aloe.generate.network_folder import network_kind
+from aloe.schema import LATEST, check
 
 BUSY_S = 60.0  # how long a lock of another process is waited for
 BEAT_S = 10.0  # seconds between heartbeats
@@ -255,6 +256,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             # SQLite doesn't wait for the lock that this switch needs, so the waiting is done here.
             db.execute(f"PRAGMA journal_mode={journal}")
             db.execute(f"PRAGMA synchronous={synchronous}")
+            _check_schema(db, path)
             db.executescript(TABLES)
             return db
         except sqlite3.OperationalError as cause:
@@ -265,6 +267,18 @@ def _connect(path: Path) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
+
+
+def _check_schema(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a newer aloe's file; write the number into one that states none (which SQLite calls 0)."""
+    stated = int(db.execute("PRAGMA user_version").fetchone()[0])
+    check("request ledger", stated or None, path)
+    if not stated:
+        try:
+            db.execute(f"PRAGMA user_version={LATEST['request ledger']}")
+        except sqlite3.OperationalError as cause:  # an older one may lie where only reading is allowed
+            if "readonly" not in str(cause):
+                raise
 
 
 def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:

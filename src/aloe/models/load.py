@@ -12,6 +12,7 @@ import torch
 from aloe.errors import AloeError
 from aloe.models.chat import ChatTemplate
 from aloe.models.sources import ADAPTER, check_folder, check_inside
+from aloe.models.tokenizer_files import check_tokenizer, is_panic
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -99,14 +100,22 @@ def load_template(folder: Path) -> tuple[Any, ChatTemplate]:
 
     _quiet()
     check_inside(folder)
+    check_tokenizer(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_AS_IT_LIES)
-    except Exception as cause:
-        raise _unloadable(cause, folder) from cause
-    return tokenizer, ChatTemplate(tokenizer, where=str(folder))
+    except BaseException as cause:
+        if isinstance(cause, Exception) or is_panic(cause):
+            raise _unloadable(cause, folder) from cause
+        raise
+    try:
+        return tokenizer, ChatTemplate(tokenizer, where=str(folder))
+    except BaseException as cause:
+        if is_panic(cause):  # an expression of the tokenizer that doesn't end, say
+            raise _unloadable(cause, folder) from cause
+        raise
 
 
-def _unloadable(cause: Exception, folder: Path) -> AloeError:
+def _unloadable(cause: BaseException, folder: Path) -> AloeError:
     told = " ".join(str(cause).split())[:300]
     fix = "finish the download, or use a model whose architecture transformers has"
     return AloeError(f"transformers can't load it ({type(cause).__name__}: {told})", where=str(folder), fix=fix)

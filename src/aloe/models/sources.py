@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aloe.digests import digest_file, files_in
+from aloe.digests import digest_file, files_in, leads_out
 from aloe.errors import AloeError
 from aloe.json_file import read_object
+from aloe.manifest_file import check_beside
 from aloe.models.headers import check_gguf, safetensors_header
+from aloe.models.tokenizer_files import is_panic
 from aloe.yaml_text import load_yaml
 
 ADAPTER = "adapter_config.json"
@@ -119,6 +121,7 @@ def check_folder(path: Path, adapters: bool = False) -> None:
     one that isn't what it seems: files that lead out of it, weights that don't fill their configuration."""
     where = str(path)
     check_inside(path)
+    check_beside(path)
     if (path / ADAPTER).exists() and not list(path.glob("model*.safetensors")):
         if not adapters:
             fix = "merge it into its base (aloe merge takes adapters), and name the model that comes of it"
@@ -161,14 +164,6 @@ def check_inside(path: Path) -> None:
             raise AloeError(f"{file.name} is a link that leads out of the folder", where=str(path), fix=fix)
         if target.exists() and not target.is_file() and not target.is_dir():
             raise AloeError(f"{file.name} is no regular file", where=str(path), fix="copy the model again")
-
-
-def leads_out(file: Path, folder: Path) -> bool:
-    """Whether a file of a folder is a link out of it. Of a snapshot in the hub's cache, the blobs beside the snapshots
-    are inside."""
-    root = folder.resolve()
-    home = root.parents[1] if root.parent.name == "snapshots" else root
-    return not file.resolve().is_relative_to(home)
 
 
 def _check_shards(path: Path) -> None:
@@ -286,10 +281,19 @@ def convert_gguf(gguf: Path, target: Path, licence: str) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         folder, name = str(gguf.parent), gguf.name
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            )
+        except MemoryError:
+            raise
+        except BaseException as cause:  # of many kinds, where what the file says of itself doesn't fit together
+            if not isinstance(cause, Exception) and not is_panic(cause):
+                raise
+            what = f"transformers can't convert it ({type(cause).__name__}: {' '.join(str(cause).split())[:300]})"
+            fix = "fetch it again, or use a model whose architecture transformers reads from GGUF"
+            raise AloeError(what, where=str(gguf), fix=fix) from cause
         model.config._name_or_path = ""  # the GGUF's own title, which is no place to load from
         model.save_pretrained(aside)
         save_tokenizer(tokenizer, aside)

@@ -34,8 +34,9 @@ from aloe.prompting.exemplars import RERANKED, Exemplar, ExemplarStore
 from aloe.prompting.library import load_prompt
 from aloe.records import Question
 from aloe.rows import read_parquet, write_parquet
+from aloe.schema import LATEST, check_object
 
-KIND, FORMAT = "aloe exemplar store", 1
+KIND = "aloe exemplar store"
 MANIFEST, ROWS, VECTORS, DROPPED, FITTED = (
     "store.json", "rows.parquet", "vectors.safetensors", "dropped.parquet", "tfidf.json",
 )  # fmt: skip
@@ -88,9 +89,7 @@ def read_record(path: str | Path) -> StoreRecord:
         fix = "build one: aloe exemplars build ROWS OUT"
         raise AloeError(f"no exemplar store (no {MANIFEST} that says so)", where=str(folder), fix=fix)
     values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if values.get("format") != FORMAT:
-        what = f"a store of format {values.get('format')}, this aloe reads {FORMAT}"
-        raise AloeError(what, where=str(folder), fix="build it anew")
+    check_object("exemplar store", values, folder / MANIFEST, "format")
     try:
         return StoreRecord(**{key: value for key, value in values.items() if key not in ("kind", "format")})
     except TypeError as cause:
@@ -153,7 +152,9 @@ def write_store(
             made_from=list(made_from),
             files={p.name: digest_file(p) for p in sorted(aside.iterdir())},
         )
-        text = json.dumps({"kind": KIND, "format": FORMAT, **vars(record)}, indent=1, ensure_ascii=False)
+        text = json.dumps(
+            {"kind": KIND, "format": LATEST["exemplar store"], **vars(record)}, indent=1, ensure_ascii=False
+        )
         (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
         os.chmod(aside, 0o755)  # mkdtemp and safetensors write for their owner alone
         os.chmod(aside / VECTORS, 0o644)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from aloe.contract import Ref
-from aloe.digests import digest_file, digest_json, digest_tree, files_in
+from aloe.digests import check_links, digest_file, digest_json, digest_tree, files_in
 from aloe.errors import AloeError
 from aloe.generate.server_spec import ServerSpec, direct, is_direct
 from aloe.licence import joined
@@ -192,7 +192,9 @@ def sidecar_licence(path: Path) -> str:
 def _digest_rows(path: Path) -> str:
     if path.is_file():
         return digest_file(path)
-    return digest_tree({p.relative_to(path).as_posix(): digest_file(p) for p in files_in(path)})
+    files = files_in(path)
+    check_links(files, path)
+    return digest_tree({p.relative_to(path).as_posix(): digest_file(p) for p in files})
 
 
 def read_ahead(refs: Iterable[str], near: Path | None) -> None:

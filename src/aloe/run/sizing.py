@@ -16,6 +16,7 @@ from typing import Any
 from aloe.errors import AloeError
 from aloe.run.estimate import by_arithmetic
 from aloe.run.store import write_aside
+from aloe.schema import FIELD, LATEST, check_object
 
 FILE = "budget.json"
 STEPS = 12  # halvings: shares are multiples of 1/4096
@@ -47,7 +48,7 @@ def sized(
         found = asked | _chosen(load, ranges, seconds, where)
         if keep:
             place.mkdir(parents=True, exist_ok=True)
-            write_aside(place / FILE, json.dumps(found, indent=1) + "\n")
+            write_aside(place / FILE, json.dumps({FIELD: LATEST["chosen sizes"], **found}, indent=1) + "\n")
     return [f"{field}={value}" for field, value in found["values"].items()], found
 
 
@@ -78,5 +79,6 @@ def _kept(path: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    check_object("chosen sizes", found, path)
     same = isinstance(found, dict) and all(found.get(k) == v for k, v in asked.items())
-    return found if same and isinstance(found.get("values"), dict) else None
+    return {k: v for k, v in found.items() if k != FIELD} if same and isinstance(found.get("values"), dict) else None

@@ -30,11 +30,11 @@ from aloe.digests import digest_file, digest_json, digest_tree, digest_written, 
 from aloe.errors import AloeError
 from aloe.json_file import read_object
 from aloe.manifest_file import check_manifest
+from aloe.schema import LATEST, check_object
 
 MANIFEST = "manifest.json"
 SPENT = "spent-"  # before the name of an artifact: a list of folders
 OLD = "old-"  # before the name of an artifact that is being replaced
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Store:
                 synced.result()
         files = {name: {"digest": digests[name], "bytes": path.stat().st_size} for name, path in paths.items()}
         content = {name: str(f["digest"]) for name, f in files.items() if not name.startswith("logs/")}
-        manifest = {**manifest, "format": FORMAT, "files": files, "content_digest": digest_tree(content)}
+        manifest = {**manifest, "format": LATEST["artifact"], "files": files, "content_digest": digest_tree(content)}
         manifest["manifest_digest"] = digest_json(manifest)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"  # fields in the order they are declared in
         (folder / MANIFEST).write_text(text)
@@ -242,6 +242,7 @@ def read_artifact(path: Path) -> Artifact:
         if not where.exists():
             raise FileNotFoundError
         manifest = read_object(where, fix="restore it, or delete the folder and run the recipe again")
+        check_object("artifact", manifest, where, "format")  # a newer one's digest may be taken otherwise
         stated = manifest.pop("manifest_digest")
         if digest_json(manifest) != stated:
             raise AloeError(

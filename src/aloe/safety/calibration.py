@@ -19,8 +19,7 @@ from aloe.errors import AloeError
 from aloe.evaluate.intervals import wilson
 from aloe.evaluate.judge_error import rogan_gladen
 from aloe.safety.judging import Of
-
-FORMAT = 1  # of the file
+from aloe.schema import LATEST, check_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +120,20 @@ def load(path: Path | str, judge: str, of: Of = "harm") -> Calibration:
 
 def save(path: Path, calibrations: list[Calibration], report: Mapping[str, Any] | None = None) -> None:
     """Write calibrations, with the report they come from beside them."""
-    content = {"format": FORMAT, "calibrations": [c.as_dict() for c in calibrations], **dict(report or {})}
+    content = {
+        "format": LATEST["calibration"],
+        "calibrations": [c.as_dict() for c in calibrations],
+        **dict(report or {}),
+    }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def _parse(content: Any, where: str) -> tuple[Calibration, ...]:
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "calibrations" not in content:
-        raise AloeError(
-            f"this is no calibration file of format {FORMAT}", where=where, fix="write it with aloe judge calibrate -o"
-        )
+    check_object("calibration", content, where, "format")
+    if not isinstance(content, dict) or "format" not in content or "calibrations" not in content:
+        raise AloeError("this is no calibration file", where=where, fix="write it with aloe judge calibrate -o")
     return tuple(_one(row, f"{where}: calibrations[{i}]") for i, row in enumerate(content["calibrations"]))
 
 

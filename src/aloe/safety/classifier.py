@@ -46,8 +46,10 @@ from aloe.safety.classifier_features import (
 )
 from aloe.safety.judging import Exchange, Judgement, quote
 from aloe.safety.screening import VERSION, screen
+from aloe.schema import LATEST, check_name
 
-FORMAT = "aloe-judge/1"
+NAME = "aloe-judge"
+FORMAT = f"{NAME}/{LATEST['judge']}"
 CONFIG, WEIGHTS, REQUEST = "judge.json", "weights.safetensors", "request"
 LABELS = ("complied", "partial", "refused")  # the order of the softmax
 REQUEST_WORDS = 60
@@ -229,8 +231,7 @@ def load(folder: Path, encoder: Encoder | None = None) -> ClassifierJudge:
 
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+        check_name("judge", NAME, content["format"], folder / CONFIG)
         if content["features_digest"] != features_digest():
             raise ValueError("it was trained on other features than this version of aloe has")
         if content["weights_digest"] != digest_file(folder / WEIGHTS):

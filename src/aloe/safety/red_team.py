@@ -32,6 +32,7 @@ from aloe.safety.red_team_table import tables
 from aloe.safety.splits import SplitRule
 from aloe.safety.trained_on import Seen, held_out
 from aloe.safety.transcripts import write_transcripts
+from aloe.schema import mark
 
 INTERVAL = "Wilson 95% over prompts; the clustered ones are over base requests, whose variants succeed or fail together"
 
@@ -111,7 +112,7 @@ class RedTeam(Step):
         result |= tables(items, result)
         write_records(ctx.out / "items.parquet", items)
         write_transcripts(ctx.out, transcripts)
-        text = json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        text = json.dumps(mark("red team") | result, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False)
         (ctx.out / "red_team.json").write_text(text + "\n", encoding="utf-8")
         return summary_of(result)
 

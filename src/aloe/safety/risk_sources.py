@@ -15,6 +15,7 @@ from typing import Any
 from aloe.digests import digest_file
 from aloe.errors import AloeError
 from aloe.safety.risk_evidence import Source, SourceKind
+from aloe.schema import check_object
 
 FILES: dict[str, SourceKind] = {
     "red_team.json": "red_team",
@@ -84,6 +85,7 @@ def _read(path: Path, near: Path) -> Source:
     kind = FILES[path.name]
     if not isinstance(data, list if kind == "comparisons" else dict):
         raise AloeError(f"holds no {kind.replace('_', ' ')}", where=str(path), fix="restore it, or make it anew")
+    check_object("scores" if kind == "scores" else "red team", data, path)
     digest = digest_file(path)
     stated = _stated(path)
     if stated is not None and stated != digest:
@@ -110,4 +112,6 @@ def _manifest(path: Path) -> Mapping[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if isinstance(found, dict) and "manifest_digest" in found:
+        check_object("artifact", found, path, "format")
     return found if isinstance(found, dict) else {}

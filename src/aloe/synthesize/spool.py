@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aloe.rows import JSON_COLUMNS, write_parquet
+from aloe.schema import mark_rows
 
 GROUP = 20_000  # rows of a Parquet row group: what is held in memory at once
 
@@ -57,7 +58,7 @@ class TableWriter:
 
     def _flush(self) -> None:
         data = {name: [self._cell(row, name) for row in self._rows] for name in self._columns}
-        schema = self._schema.with_metadata({JSON_COLUMNS: json.dumps(self._nested).encode()})
+        schema = self._schema.with_metadata({JSON_COLUMNS: json.dumps(self._nested).encode(), **mark_rows()})
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, schema, compression="zstd")
         self._writer.write_table(pa.table(data, schema=schema))

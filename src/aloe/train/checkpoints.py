@@ -24,6 +24,7 @@ import torch
 
 from aloe.digests import canonical_json
 from aloe.errors import AloeError
+from aloe.schema import LATEST, check_object
 from aloe.train.checkpoint_files import (
     SPARE_BYTES,
     STATE,
@@ -42,7 +43,7 @@ from aloe.train.checkpoint_files import (
 
 __all__ = ["Checkpoints", "Found", "Read", "Shard", "random_states", "restore_random_states"]
 
-FORMAT = 1  # bump when files or index change meaning; it is part of the identity
+NUMBER = "checkpoint format"  # in the identity: a run goes on from its own number only
 PARTIAL = ".partial-"  # a folder being written or removed
 NAME = re.compile(r"step-(\d+)")
 
@@ -89,7 +90,7 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep is {keep}: one checkpoint at least must stay")
         self._folder = folder
-        self._identity = json.loads(canonical_json({**identity, "checkpoint format": FORMAT}))
+        self._identity = json.loads(canonical_json({**identity, NUMBER: LATEST["checkpoint"]}))
         self._keep, self._every_steps, self._every_minutes = keep, every_steps, every_minutes
         self._rank, self._world, self._barrier, self._broadcast, self._log = rank, world, barrier, broadcast, log
         self._since = time.monotonic()
@@ -254,6 +255,7 @@ class Checkpoints:
         """Check one checkpoint; raises Damaged, or AloeError if it is another run's."""
         path = self._path(step)
         index = read_index(path)
+        check_object("checkpoint", index["identity"], path, NUMBER)
         if index["identity"] != self._identity:
             fields = _differences(index["identity"], self._identity)
             raise AloeError(
