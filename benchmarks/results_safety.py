@@ -186,7 +186,8 @@ def red_team(data: Found) -> list[str]:
             f"{step['attempts']:,} attempts ({step['base_requests']} requests, {step['styles']} styles, at most "
             f"{step['max_new_tokens']} tokens a reply, judges {', '.join(step['judges'])}) in "
             f"{step['step_seconds']:,.0f} s: {step['attempts_per_second']:.2f} attempts and "
-            f"{step['completion_tokens_per_second']:.0f} tokens a second, {step['peak_memory_bytes'] / 1e9:.1f} GB.",
+            f"{step['completion_tokens_per_second']:.0f} tokens a second on {data['threads']} thread"
+            f"{'s' if data['threads'] > 1 else ''}, {step['peak_memory_bytes'] / 1e9:.1f} GB.",
         ]
     if sample:
         low, high = data["spread"]

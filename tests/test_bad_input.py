@@ -174,3 +174,18 @@ def test_plan_says_why_before_an_edit_is_run(aloe: Run, tmp_path: Path, tiny_mod
     assert "lr 2e-05 -> 1e-05" in said
     assert "1 fresh, 1 to run" in said
     assert "made" in aloe("show", "out/tiny/model") or "fingerprint" in aloe("show", "out/tiny/model")
+
+
+def test_a_panic_of_a_library_is_one_error(aloe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tokenizers` panics on some texts, by an exception that is none."""
+
+    class PanicException(BaseException):
+        pass
+
+    def app() -> None:
+        raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+    monkeypatch.setattr(cli, "app", app)
+    said = aloe("doctor", code=2)
+    assert said.startswith("error: ")
+    assert "gave up on a text (called `Result::unwrap()`" in said

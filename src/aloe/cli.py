@@ -47,6 +47,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ninterrupted: finished steps are kept; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+    except BaseException as cause:
+        if type(cause).__name__ != "PanicException":  # Rust's, in a library: no Exception, and no mistake of ours
+            raise
+        from aloe.models.tokenizer_files import panicked
+
+        print(f"error: {panicked(cause)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _load(recipe: Path, sets: list[str], seed: int | None) -> Any:

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from aloe.digests import digest_file, digest_text, digest_tree, files_in
 from aloe.errors import AloeError
 from aloe.evaluate.toxicity_linear import CONFIG, Features, Kind, LinearClassifier, load_linear, platt, train
+from aloe.models.tokenizer_files import check_tokenizer
 from aloe.rows import read_jsonl
 from aloe.schema import check_object, mark
 
@@ -73,6 +74,7 @@ class TransformersClassifier:
         if not any(self.folder.glob("*.safetensors")):
             raise AloeError("no safetensors weights in the classifier's folder", where=str(self.folder),
                             fix="save the model with safetensors; pickle weights are not read")  # fmt: skip
+        check_tokenizer(self.folder)
         offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(self.folder), **offline)

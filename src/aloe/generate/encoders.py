@@ -19,6 +19,7 @@ import numpy.typing as npt
 from aloe.digests import digest_file, digest_json, digest_tree
 from aloe.errors import AloeError
 from aloe.generate.embed import Embedder, Encoder, unit_rows
+from aloe.models.tokenizer_files import check_tokenizer
 from aloe.schema import LATEST, check_name
 
 Pooling = Literal["mean", "cls"]
@@ -122,6 +123,7 @@ class FolderEncoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
+        check_tokenizer(self.folder)
         logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)

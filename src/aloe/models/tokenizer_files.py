@@ -52,6 +52,13 @@ def is_panic(cause: BaseException) -> bool:
     return type(cause).__name__ == "PanicException"
 
 
+def panicked(cause: BaseException) -> AloeError:
+    """What a user is told of a panic that came while texts were tokenized."""
+    what = f"a library's Rust code gave up on a text ({' '.join(str(cause).split())[:200]})"
+    fix = "use the tokenizer that the model was published with; what is finished is kept"
+    return AloeError(what, where="a tokenizer", fix=fix)
+
+
 def _inner(value: Any) -> list[Any]:
     """The parts of a sequence of normalizers, decoders or processors."""
     for name in ("normalizers", "decoders", "pretokenizers", "processors"):
