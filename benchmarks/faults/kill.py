@@ -66,10 +66,10 @@ def telling(trace: Path) -> Callable[..., None]:
 def watch(tell: Callable[..., None], begin: Callable[[str], None], disk: Disk) -> None:
     """Have this process tell how far it is; `begin` is called with the name of every step that is made."""
     from aloe.generate.reply_store import ReplyStore
-    from aloe.run.execute import _Runner
+    from aloe.run.execute import Runner
     from aloe.train.loop import Loop
 
-    make, train, take, put = _Runner._make, Loop._step, ReplyStore.take, ReplyStore.put
+    make, train, take, put = Runner._make, Loop._step, ReplyStore.take, ReplyStore.put
     now = [""]
 
     def making(self: Any, name: str, plan: Any) -> Any:
@@ -94,7 +94,7 @@ def watch(tell: Callable[..., None], begin: Callable[[str], None], disk: Disk) -
         put(self, rows)
         tell("kept", len(rows))
 
-    _Runner._make, Loop._step = making, stepping  # type: ignore[method-assign]
+    Runner._make, Loop._step = making, stepping  # type: ignore[method-assign]
     ReplyStore.take, ReplyStore.put = taking, putting  # type: ignore[method-assign]
 
 

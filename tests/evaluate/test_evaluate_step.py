@@ -635,11 +635,11 @@ t.Evaluate(models=["m"], benchmarks={{"exam": {{"data": "exam", "protocol": {pro
 """
 
 
-@pytest.mark.parametrize(("protocol", "kept"), [("generated", 17), ("likelihood", 24)])
+@pytest.mark.parametrize(("protocol", "kept"), [("generated", 17), ("likelihood", 128)])
 def test_a_killed_run_goes_on_item_by_item(context: FakeContext, tmp_path: Path, protocol: str, kept: int) -> None:
-    """SIGKILL in the 18th reply, or in the 26th scored context (the probe's four letters are asked first): the second
-    run asks only for the rest, and its scores are those of a run in one piece."""
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), protocol=protocol, scores=4 * 25)
+    """SIGKILL in the 18th reply, or in the 141st scored context (the probe's four letters are asked first), which is in
+    the second block: the second run asks only for the rest, and its scores are those of a run in one piece."""
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), protocol=protocol, scores=4 * 140)
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     inner = skilled(20)
