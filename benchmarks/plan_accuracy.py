@@ -1,13 +1,14 @@
 """`aloe plan` held against what runs then took: seconds, tokens and peak memory of each step.
 
-    python benchmarks/plan_accuracy.py [--quick] [--demo FOLDER] [--out FILE]
+    python benchmarks/plan_accuracy.py [--quick] [--demo FILE] [--out FILE]
         [--study FOLDER ... --data FOLDER --set A=B]
 
 The prediction is the arithmetic that `aloe plan` shows for a recipe that never ran here (`run/estimate.py`), made anew
 on this machine; the measurement is the manifests of a finished run of the same recipe with the same settings. What a
 run took beside other work says nothing of the predicted seconds, so only runs on a quiet machine are held against them:
-the demo is made here (about ten minutes), unless `--demo` names a family's folder of a quiet run. `--study` adds the
-tokens and memory of finished families of the study recipes (with the sizes in their manifests), without seconds.
+the demo is made here (about ten minutes), unless `--demo` names the stored result of `demo.py` on a quiet machine.
+`--study` adds the tokens and memory of finished families of the study recipes (with the sizes in their manifests),
+without seconds.
 `--quick` predicts only.
 """
 
@@ -21,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from demo import steps as steps_of
 
 from aloe import __version__
 from aloe.recipe import Recipe
@@ -36,8 +39,8 @@ SHORT = 5.0  # seconds: a shorter step is loading and starting, about which noth
 Found = dict[str, Any]
 
 
-def compared(recipe: Recipe, family: Path | None, seconds: bool) -> Found:
-    """Each step's prediction and measurement, and how far off they are together."""
+def compared(recipe: Recipe, family: Path | None) -> Found:
+    """Each step's prediction and measurement, and how far off they are together; of a folder without seconds."""
     store = Store(family) if family else None
     steps: dict[str, Found] = {}
     for name in recipe.order:
@@ -49,12 +52,13 @@ def compared(recipe: Recipe, family: Path | None, seconds: bool) -> Found:
         made = store.current(name) if store else None
         if made is not None and made.manifest["verb"] == recipe.steps[name].verb:
             m = made.manifest
-            steps[name]["measured"] = {
-                "seconds": m["wall_seconds"] if seconds else None,
-                "tokens": sum(v for k, v in m["tokens"].items() if k != "trained"),  # they are among the processed
-                "memory_gb": m["peak_memory_bytes"] / 1e9,
-            }
+            steps[name]["measured"] = measured(None, m["tokens"], m["peak_memory_bytes"])
     return {"steps": steps, "summary": summary(steps)}
+
+
+def measured(seconds: float | None, tokens: dict[str, int], peak_bytes: int) -> Found:
+    handled = sum(v for k, v in tokens.items() if k != "trained")  # those are among the processed
+    return {"seconds": seconds, "tokens": handled, "memory_gb": peak_bytes / 1e9}
 
 
 def summary(steps: dict[str, Found]) -> Found:
@@ -78,9 +82,10 @@ def summary(steps: dict[str, Found]) -> Found:
     return found
 
 
-def run_demo(out: Path) -> Path:
+def run_demo(out: Path) -> dict[str, Found]:
+    """What the demo's steps took, as `demo.py` tells it."""
     subprocess.run([sys.executable, "-m", "aloe", "run", str(DEMO), "--out", str(out)], check=True, stdout=sys.stderr)
-    return out / Recipe.load(DEMO).head.family
+    return steps_of(out / Recipe.load(DEMO).head.family)
 
 
 def as_run(recipe: Path, family: Path, data: Path | None, sets: list[str]) -> Recipe:
@@ -108,7 +113,7 @@ def sizes(parameters: Found, above: str = "") -> list[tuple[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--demo", type=Path, help="OUT/<family> of a demo made on this machine while it was quiet")
+    parser.add_argument("--demo", type=Path, help="result of demo.py on this machine while it was quiet")
     parser.add_argument("--study", type=Path, nargs="*", default=[], help="OUT/<family> of finished studies")
     parser.add_argument("--data", type=Path, help="the folder of data that those studies were run with")
     parser.add_argument("--set", action="append", default=[], help="a setting of those studies: where a model is, say")
@@ -118,29 +123,22 @@ def main() -> None:
         "name": "plan_accuracy", "unit": "predicted / measured", "machine": machine(), "aloe": __version__,
         "versions": library_versions(), "runs": {},
     }  # fmt: skip
-    demo = Recipe.load(DEMO)  # predicted before anything runs: afterwards the machine is warm
-    if options.quick:
-        result["runs"]["demo"] = compared(demo, None, seconds=False)
-    else:
+    demo = compared(Recipe.load(DEMO), None)  # predicted before anything runs: afterwards the machine is warm
+    if not options.quick:
         with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-            before = compared(demo, None, seconds=False)
-            family = options.demo or run_demo(Path(folder))
-            result["runs"]["demo"] = joined(before, compared(demo, family, seconds=True))
+            took = json.loads(options.demo.read_text())["steps"] if options.demo else run_demo(Path(folder))
+        for name, step in took.items():
+            demo["steps"][name]["measured"] = measured(step["seconds"], step["tokens"], step["peak_bytes"])
+        demo["summary"] = summary(demo["steps"])
+    result["runs"]["demo"] = demo
     for family in options.study:
         name = family.name
         recipe = as_run(ROOT / "recipes" / f"{name}.yaml", family, options.data, options.set)
-        result["runs"][name] = compared(recipe, family, seconds=False)
+        result["runs"][name] = compared(recipe, family)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
     print(json.dumps(result, ensure_ascii=False))
-
-
-def joined(before: Found, after: Found) -> Found:
-    """Predictions of `before` with the measurements of `after`."""
-    steps = {n: {**s, **{k: v for k, v in after["steps"][n].items() if k == "measured"}} for n, s in
-             before["steps"].items()}  # fmt: skip
-    return {"steps": steps, "summary": summary(steps)}
 
 
 if __name__ == "__main__":
