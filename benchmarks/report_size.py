@@ -152,7 +152,7 @@ def asked(browser: Browser, page: Path, width: int) -> dict[str, Any]:
 
 
 def measured(kind: str, items: int, limited: bool, repeats: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         root = Path(place)
         told = written(kind, items, limited, root)
         rounds: list[list[dict[str, Any]]] = []
