@@ -75,6 +75,8 @@ def test_a_cell_counts_what_needs_torch_apart_from_what_passed(tmp_path: Path) -
         "def test_needs_it_below():\n"
         "    try: raise ModuleNotFoundError('x', name='peft')\n"
         "    except ImportError as e: raise RuntimeError('no adapter') from e\n"
+        "def test_a_command_needs_it(): assert 1 == 0, \"No module named 'torch'\"\n"
+        "def test_of_its_version(): {}['torch']\n"
         "def test_lacks_another(): raise ModuleNotFoundError('x', name='scipy')\n"
     )
     (tmp_path / "test_file.py").write_text("raise ModuleNotFoundError('x', name='torch')\n")
@@ -82,7 +84,7 @@ def test_a_cell_counts_what_needs_torch_apart_from_what_passed(tmp_path: Path) -
     subprocess.run(command, cwd=tmp_path, capture_output=True, env={"PYTHONPATH": str(tmp_path)})
     found = MATRIX.counted(tmp_path / "told.xml")
     assert {k: found[k] for k in ("passed", "failed", "skipped", "needs_torch")} == {
-        "passed": 1, "failed": 2, "skipped": 1, "needs_torch": 3,
+        "passed": 1, "failed": 2, "skipped": 1, "needs_torch": 5,
     }  # fmt: skip
     assert "as it should" in found["failures"][0]
 
