@@ -1,6 +1,6 @@
 """The demo as a user runs it: wall time and peak memory of the first run, of the second, and of one edited field.
 
-    python benchmarks/demo.py [--quick] [--out FILE]
+    python benchmarks/demo.py [--quick] [--reproduce] [--out FILE]
 
 Every run is the command line in a process of its own; memory is the peak resident size of that process and its
 children as the kernel counts it. `--quick` plans only and runs nothing (the whole run takes about ten minutes).
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "demo.yaml"
 
 
-def timed(*arguments: str, env: dict[str, str]) -> dict[str, Any]:
+def timed(*arguments: str, env: dict[str, str], codes: tuple[int, ...] = (0,)) -> dict[str, Any]:
     """Run `aloe` with these arguments; seconds, peak resident bytes, standard output."""
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as captured:
@@ -35,7 +35,7 @@ def timed(*arguments: str, env: dict[str, str]) -> dict[str, Any]:
         _, status, usage = os.wait4(process.pid, 0)
         captured.seek(0)
         text = captured.read()
-    if os.waitstatus_to_exitcode(status) != 0:
+    if os.waitstatus_to_exitcode(status) not in codes:
         raise SystemExit(f"aloe {' '.join(arguments)} failed")
     return {"seconds": time.monotonic() - begin, "peak_bytes": usage.ru_maxrss * 1024, "output": text}
 
@@ -43,6 +43,7 @@ def timed(*arguments: str, env: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--reproduce", action="store_true", help="run the release's recipe again, too, and compare")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", type=Path, help="folder to work in and leave behind, instead of a temporary one")
     options = parser.parse_args()
@@ -78,6 +79,13 @@ def main() -> None:
                 **made,
                 "printed": [line.replace(str(Path(folder)) + "/", "") for line in first["output"].splitlines()],
             }
+            if options.reproduce:  # the release is that of the edited run now
+                told = Path(folder) / "reproduced.json"
+                again = ["--out", str(Path(folder) / "again"), "--json", str(told)]
+                timed(
+                    "reproduce", str(root / "release"), *again, env=env, codes=(0, 1)
+                )  # 1: something came out otherwise
+                result["reproduced"] = json.loads(told.read_text())
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")

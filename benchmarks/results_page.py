@@ -61,6 +61,11 @@ def demo(data: dict[str, Any]) -> list[str]:
     names = (("first, weights converted too", data["first_run"]), ("second, all fresh", data["second_run"]))
     for name, run in (*names, (f"after `--set {edited['edit']}`", edited)):
         lines.append(f"| {name} | {run['seconds']:.1f} | {run['peak_bytes'] / 1e9:.2f} GB |")
+    if "reproduced" in data:
+        steps, weights = data["reproduced"]["steps"], data["reproduced"]["weights"]
+        same = sum(step["state"] == "identical" for step in steps)
+        lines += ["", f"`aloe reproduce` on the release of the edited run, on the same machine: {same} of {len(steps)} "
+                  f"steps identical, {weights['differing']} of {weights['tensors']} tensors differ."]  # fmt: skip
     lines += ["", "| step | verb | seconds | peak memory | tokens |", "|---|---|---|---|---|"]
     for name, step in sorted(data["steps"].items(), key=lambda item: -item[1]["seconds"]):
         tokens = ", ".join(f"{k} {v:,}" for k, v in step["tokens"].items()) or "none"

@@ -10,11 +10,10 @@ from itertools import islice
 from typing import Any
 
 from aloe.generate.engine import Done, Reply, Request, Score, ScoreRequest, Tick
+from aloe.generate.ledger import SCORED
 from aloe.generate.scoring import Scorer
 from aloe.generate.writing import LocalUsage, Writer
 from aloe.models.load import Loaded
-
-SCORED = 128  # score requests drawn from a stream at once
 
 
 class LocalEngine:
