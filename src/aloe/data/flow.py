@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,10 +56,12 @@ class StageOut:
     order calls `arrange`.
     """
 
-    def __init__(self, folder: Path, name: str, view: View | None, hide: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, folder: Path, name: str, view: View | None, hide: Callable[[Any], Any] | None, hidden: bool = False
+    ) -> None:
         self.name, self.facts = name, dict[str, Any]()
         self.scratch = folder  # for files that a stage needs only while it runs
-        self._folder, self._view, self._hide = folder, view, hide
+        self._folder, self._view, self._hide, self._hidden = folder, view, hide, hidden
         self._ledger = ParquetRows(folder / "dropped.parquet", LEDGER_COLUMNS, LEDGER_NESTED)
         self._writer: SpoolWriter | None = None
         self._gone: list[int] = []
@@ -86,10 +88,12 @@ class StageOut:
     def refuse(self, dropped: Dropped, record: Row | None = None) -> None:
         """Write a row to the ledger that never was in a view (a misfit of a source)."""
         if self._hide is not None:
-            shown = {n: self._hide(getattr(dropped, n)) for n in ("detail", "evidence", "row")}
-            dropped = Dropped(**{**asdict(dropped), **shown})
+            row = dropped.row if self._hidden else self._hide(dropped.row)
+            dropped = replace(
+                dropped, detail=self._hide(dropped.detail), evidence=self._hide(dropped.evidence), row=row
+            )
         self._reasons[dropped.reason] += 1
-        self._ledger.put({**asdict(dropped), "stage": self.name})
+        self._ledger.put({**vars(dropped), "stage": self.name})
         examples = self._examples.setdefault(dropped.reason, [])
         if len(examples) < EXAMPLES:
             kept = json.dumps(dropped.row, ensure_ascii=False) if dropped.row else ""
@@ -139,11 +143,12 @@ class StageOut:
 @dataclass(frozen=True)
 class Stage:
     """One stage: `settings` is all that its outcome depends on beside the rows; `run` decides (`view` is None for the
-    stage that loads)."""
+    stage that loads); `hides` says that what personal data it finds it takes out of the rows."""
 
     name: str
     settings: Any
     run: Callable[[Any, StageOut], None]
+    hides: bool = False
 
 
 class Flow:
@@ -167,6 +172,7 @@ class Flow:
         self.records: list[StageRecord] = []
         self.folders: list[Path] = []
         self.view: View | None = None
+        self._hidden = False  # whether a stage has taken personal data out of the rows
 
     def step(self, stage: Stage) -> StageRecord:
         """Run a stage, or take up what it left when it was run before."""
@@ -180,6 +186,7 @@ class Flow:
             record = self._run(stage, folder)
         self.records.append(record)
         self.folders.append(folder)
+        self._hidden |= stage.hides
         self.told(record, found)
         return record
 
@@ -187,7 +194,7 @@ class Flow:
         aside = folder.with_name(f"{folder.name}.part-{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        out = StageOut(aside, stage.name, self.view, self.hide)
+        out = StageOut(aside, stage.name, self.view, self.hide, self._hidden)
         begin = time.monotonic()
         try:
             stage.run(self.view, out)

@@ -105,12 +105,24 @@ class Spool:
 
     def items(self, numbers: npt.NDArray[np.int64]) -> list[Item]:
         """The rows of these numbers, in their order."""
-        found = []
-        for number in numbers.tolist():
-            batch, place = self._batch(number // BATCH), number % BATCH
-            values = json.loads(batch.column(5)[place].as_py())
-            record = KINDS[batch.column(2)[place].as_py()](**values)
-            found.append(Item(record, batch.column(1)[place].as_py(), batch.column(0)[place].as_py()))
+        found: list[Item] = []
+        cuts = np.flatnonzero(np.diff(numbers // BATCH)) + 1  # rows of one batch are taken out of it together
+        for part in np.split(numbers, cuts) if len(numbers) else ():
+            batch = self._batch(int(part[0]) // BATCH)
+            if (np.diff(part) == 1).all():  # one behind the other: no copy
+                batch = batch.slice(int(part[0]) % BATCH, len(part))
+            else:
+                batch = batch.take(pa.array(part % BATCH))
+            ranks, origins, kinds, rows = (batch.column(k).to_pylist() for k in (0, 1, 2, 5))
+            found += [
+                Item(KINDS[kind](**json.loads(row)), origin, rank)
+                for rank, origin, kind, row in zip(ranks, origins, kinds, rows, strict=True)
+            ]
+        return found
+
+    def id_of(self, number: int) -> str:
+        """The id of a row, without decoding the row."""
+        found: str = self._batch(number // BATCH).column(3)[number % BATCH].as_py()
         return found
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -144,6 +156,10 @@ class View(Sequence[Item]):
         if isinstance(place, slice):
             return self.spool.items(self.numbers[place])
         return self.spool.items(self.numbers[[place]])[0]
+
+    def id_of(self, place: int) -> str:
+        """The id of the row at a place."""
+        return self.spool.id_of(int(self.numbers[place]))
 
     def __iter__(self) -> Iterator[Item]:
         for batch in self.batches():

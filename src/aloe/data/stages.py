@@ -138,7 +138,7 @@ def personal(settings: Phi) -> Stage:
             "by_source": {s: dict(sorted(c.items())) for s, c in sorted(by_source.items())},
         }  # fmt: skip
 
-    return Stage("phi", {**settings.model_dump(), "kinds": kinds}, run)
+    return Stage("phi", {**settings.model_dump(), "kinds": kinds}, run, hides=settings.mode == "redact")
 
 
 # ---------------------------------------------------------------------------------------------- duplicates
@@ -165,12 +165,12 @@ def exact() -> Stage:
 
     def run(view: View, out: StageOut) -> None:
         for d in dedup.exact_duplicates(_documents(view), spread(_exact_digests, view)):
-            other = view[d.match].record.id
+            other = view.id_of(d.match)
             if d.by == "conflict":
                 out.drop(d.index, view[d.index], "contradicts_another_row", "same question, other gold answer",
                          {"match": other})  # fmt: skip
             else:
-                out.drop(d.index, view[d.index], "exact_duplicate", "", {"survivor": view[d.survivor].record.id})
+                out.drop(d.index, view[d.index], "exact_duplicate", "", {"survivor": view.id_of(d.survivor)})
 
     return Stage("exact_dedup", {}, run)
 
@@ -201,7 +201,7 @@ def near(settings: Dedup, encoder: Callable[[str], Any]) -> Stage:
             reason, d = drops[n]
             measure = "jaccard" if reason == "near_duplicate" else "cosine"
             evidence = {
-                "survivor": view[d.survivor].record.id, "match": view[d.match].record.id,
+                "survivor": view.id_of(d.survivor), "match": view.id_of(d.match),
                 measure: round(d.similarity, 4), "signature": d.by,
             }  # fmt: skip
             out.drop(n, view[n], reason, "", evidence)
