@@ -174,7 +174,7 @@ def verify(artifact: Path) -> None:
 @app.command()
 def join(root: Path) -> None:
     """Take part in the training steps of a run that another node leads below OUT/FAMILY."""
-    from aloe.run.torchrun import join as take_part
+    from aloe.run.nodes import join as take_part
 
     print(f"{take_part(root)} steps joined", file=sys.stderr)
 

@@ -47,9 +47,16 @@ except KeyboardInterrupt:
 """
 JOIN = """
 from pathlib import Path
-from aloe.run import torchrun
+from aloe.run import nodes, torchrun
 torchrun.WORKER = "rank_toys"
-print(torchrun.join(Path({out!r}) / "toy"))
+print(nodes.join(Path({out!r}) / "toy"))
+"""
+OTHER = """
+from pathlib import Path
+from aloe.run import nodes
+here = nodes.software()
+nodes.software = lambda: {{**here, "torch": "1.0"}}
+nodes.join(Path({out!r}) / "toy")
 """
 
 
@@ -213,6 +220,22 @@ def test_two_nodes_meet(toy: Path) -> None:
     assert nothing_is_left(toy)
 
 
+def test_a_node_of_other_software_is_refused_on_both_sides(toy: Path) -> None:
+    """At once, and not after the hour that the leading node would wait for it."""
+    launch = "{processes: 1, nodes: 2, strategy: ddp, rendezvous: '127.0.0.1:9'}"
+    other = start(OTHER, toy)
+    try:
+        with pytest.raises(AloeError, match=r"node .* has torch 1\.0, the leading node \d+\.\d+") as told:
+            run_recipe(Recipe.load(write_recipe(toy, "work", launch)), out=toy / "out", console=Lines())
+        _, wrong = other.communicate(timeout=60)
+    finally:
+        other.kill()
+    assert "same versions on every node" in told.value.fix
+    assert other.returncode == 1
+    assert "has torch 1.0" in wrong
+    assert nothing_is_left(toy)
+
+
 # -- which cause is told ----------------------------------------------------------------------------------------------
 
 LAUNCH = Launch(processes=2)
@@ -298,7 +321,7 @@ def test_launch_enters_no_fingerprint(toy: Path) -> None:
 
 def test_threads_are_shared_out_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchrun, "_cores", lambda: 16)
-    call = torchrun._Call("job.json", "id", 1, 3, "fsdp2", None)
+    call = torchrun.Call("job.json", "id", 1, 3, "fsdp2", None)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert call.environment()["OMP_NUM_THREADS"] == "5"
     assert call.environment()[parallel.STRATEGY] == "fsdp2"

@@ -18,11 +18,12 @@ from aloe.errors import AloeError
 from aloe.models.driver import has_gpu_driver
 from aloe.run.context import EnginePool, Meter, RunContext
 from aloe.run.inputs import Resource
+from aloe.run.nodes import open_to_nodes
 from aloe.run.plan import StepPlan, open_resources, plan_step, settings_of
 from aloe.run.progress import Console
 from aloe.run.store import Artifact, Store
 from aloe.run.surroundings import explained, mishap
-from aloe.run.torchrun import open_to_nodes, run_on_ranks
+from aloe.run.torchrun import run_on_ranks
 
 LIBRARIES = (
     "torch",

@@ -6,7 +6,7 @@ nodes all there is between the parent and rank 0 is a shared file system.
 
     job.json       the step, its inputs, where to write           result.json  what rank 0's step returned
     events.jsonl   rank 0's log lines and progress                done-R.json  rank R's peak memory
-    scratch-R/     what other ranks' steps write as their output  error-R.json why rank R ended
+    scratch-R/     what other ranks' steps write as their output  error-R.json why rank R ended, or a node refused
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
+import aloe
 from aloe.contract import Context, Progress, Step, references
+from aloe.digests import digest_file, digest_tree
 from aloe.errors import AloeError
-from aloe.run.store import Store, write_aside
+from aloe.run.store import write_aside
 
 WORKER = "aloe.worker"
 STRATEGY = "ALOE_STRATEGY"  # read by `aloe.train.parallel`
@@ -43,6 +45,7 @@ GRACE = 10  # seconds that the agent has to end its ranks before they are killed
 JOIN_TIMEOUT = 3600  # seconds within which all nodes must have come
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NODES = "nodes.json"  # in the store: what other nodes are to run
+REFUSED = "error-node-{}.json"  # left by a node that can't take part
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,14 @@ def run_on_ranks(step: Step, context: Context, launch: Any) -> Ran:
     try:
         job = folder.resolve() / "job.json"
         write_aside(job, json.dumps(asdict(_job(step, context, launch.strategy))))
-        call = _Call(str(job), uuid.uuid4().hex, launch.nodes, launch.processes, launch.strategy, launch.rendezvous)
+        call = Call(str(job), uuid.uuid4().hex, launch.nodes, launch.processes, launch.strategy, launch.rendezvous)
         many = f"{launch.nodes} nodes x {launch.processes}" if launch.nodes > 1 else str(launch.processes)
         context.log(f"{many} processes, {launch.strategy}")
         if launch.nodes > 1:
             _announce(store, call)
             root = store.resolve().parent
             context.log(f"on each of the {launch.nodes - 1} other nodes, unless it runs there: aloe join {root}")
-        code = _attend(call, folder, _Replay(folder / "events.jsonl", context))
+        code = attend(call, folder, _Replay(folder / "events.jsonl", context))
         if code != 0 or not (folder / "result.json").exists():
             raise _failure(folder, code, launch)
         return _result(folder, context, launch)
@@ -158,7 +161,7 @@ def _result(folder: Path, context: Context, launch: Any) -> Ran:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One start of torchrun; equal on all nodes."""
 
     job: str
@@ -199,7 +202,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _attend(call: _Call, folder: Path, replay: _Replay | None) -> int:
+def attend(call: Call, folder: Path, replay: _Replay | None) -> int:
     """Start the agent, show events until it ends, return its exit code. However this ends, no rank is left."""
     logs = folder / f"agent-{socket.gethostname()}-{os.getpid()}"
     logs.mkdir()
@@ -218,6 +221,8 @@ def _attend(call: _Call, folder: Path, replay: _Replay | None) -> int:
                 time.sleep(POLL)
                 if replay:
                     replay.more()
+                if any(folder.glob(REFUSED.format("*"))):
+                    return 1  # `_stop` ends the agent, `_failure` says what the node wrote
             if replay:
                 replay.more()
         finally:
@@ -329,61 +334,14 @@ def _failure(folder: Path, code: int, launch: Any) -> Exception:
 # -- several nodes ----------------------------------------------------------------------------------------------------
 
 
-def _announce(store: Path, call: _Call) -> None:
+def _announce(store: Path, call: Call) -> None:
     state = json.loads((store / NODES).read_text())
-    write_aside(store / NODES, json.dumps({**state, "call": asdict(call)}))
+    write_aside(store / NODES, json.dumps({**state, "call": asdict(call), "software": software()}))
 
 
-@contextmanager
-def open_to_nodes(store: Store, launch: Any) -> Iterator[None]:
-    """While a run is open, `aloe join` on other nodes takes part in its training steps."""
-    if launch.nodes == 1:
-        yield
-        return
-    state = {"run": os.environ.get(RUN) or uuid.uuid4().hex, "open": True, "call": None}
-    write_aside(store.folder / NODES, json.dumps(state))
-    try:
-        yield
-    finally:
-        write_aside(store.folder / NODES, json.dumps({**state, "open": False}))
-
-
-def join(root: Path, say: Any = print) -> int:
-    """Take part in the run that another node leads below `root` (`OUT/<family>`), until it ends; steps joined.
-
-    `root` and all inputs must have the same path here: a shared file system. A run that is killed leaves this waiting
-    for the next one.
-
-    Raises:
-        AloeError: the processes here failed; the leading node says why.
-    """
-    path = root.resolve() / ".store" / NODES
-    began, wanted = time.time(), os.environ.get(RUN, "")
-    run = wanted
-    served: list[str] = []
-    say(f"waiting for a run with several nodes below {root}")
-    while True:
-        state: dict[str, Any] = {"open": False, "run": "", "call": None}
-        if path.exists():
-            state = json.loads(path.read_text())
-        if wanted and state["run"] != wanted:
-            time.sleep(POLL)  # another run's, which may have been killed
-            continue
-        if state["open"]:
-            run = state["run"]
-        elif path.exists() and (state["run"] == run or path.stat().st_mtime > began):
-            return len(served)
-        if state["open"] and state["call"] and state["call"]["identity"] not in served:
-            call = _Call(**state["call"])
-            served.append(call.identity)
-            folder = Path(call.job).parent
-            if not folder.exists():
-                continue
-            say(f"joining {folder.name} with {call.processes} processes")
-            if code := _attend(call, folder, None):
-                raise AloeError(
-                    f"the processes of this node ended with exit code {code}",
-                    where=str(root),
-                    fix="the leading node says why; start `aloe join` again with the next `aloe run`",
-                )
-        time.sleep(POLL)
+def software() -> dict[str, str]:
+    """What must be equal on all nodes of a run: aloe to the byte of its code, and the libraries that ranks meet in."""
+    package = Path(aloe.__file__).parent
+    code = digest_tree({p.relative_to(package).as_posix(): digest_file(p) for p in package.rglob("*.py")})
+    libraries = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"aloe": f"{aloe.__version__}, code {code[:12]}", **libraries}
