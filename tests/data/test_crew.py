@@ -209,12 +209,9 @@ def rows(count: int, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_two_workers_make_what_one_process_makes(tmp_path: Path) -> None:
-    """Real workers in processes of their own, real batches: every file of the artifact is equal to the byte."""
-    write_jsonl(tmp_path / "rows.jsonl", rows(800, "r"))
-    write_jsonl(tmp_path / "other.jsonl", rows(400, "o"))
-    write_jsonl(tmp_path / "exam.jsonl", [{**r, "id": f"x{r['id']}"} for r in rows(800, "r")[5:200:40]])
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+def alone_and_led(tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """Curate `recipe.yaml` by one process, then by a lead and two workers: the first's manifest, the second's artifact.
+    What is in them is held to be equal to the byte."""
     folder = tmp_path / "crew"
     folder.mkdir()
     plain = {k: v for k, v in os.environ.items() if k != crew_module.CREW}
@@ -235,8 +232,39 @@ def test_two_workers_make_what_one_process_makes(tmp_path: Path) -> None:
     first, second = (json.loads((p / "manifest.json").read_text()) for p in (one, many))
     assert first["content_digest"] == second["content_digest"]
     assert first["ledger"] == second["ledger"]
+    return first, many
+
+
+def test_two_workers_make_what_one_process_makes(tmp_path: Path) -> None:
+    """Real workers in processes of their own, real batches: every file of the artifact is equal to the byte."""
+    write_jsonl(tmp_path / "rows.jsonl", rows(800, "r"))
+    write_jsonl(tmp_path / "other.jsonl", rows(400, "o"))
+    write_jsonl(tmp_path / "exam.jsonl", [{**r, "id": f"x{r['id']}"} for r in rows(800, "r")[5:200:40]])
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    first, many = alone_and_led(tmp_path)
     lost = {entry["stage"]: entry["dropped"] for entry in first["ledger"]}
     assert lost["exact_dedup"]["exact_duplicate"] > 100
     assert lost["near_dedup"]["near_duplicate"] > 50
     assert lost["decontaminate"]["contaminated"] >= 3
     assert "John Miller" not in "".join(p.read_text(errors="replace") for p in many.glob("*.json"))
+
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+REAL = ("medical_mcq", "medquad", "doctor_forum", "mts_dialog", "general_instructions", "general_math")
+EXAMS = ("medmcqa_validation", "mmlu_medical_test", "pubmedqa_test", "mmlu_general_test", "gsm8k_test")
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the data folder beside the project (../shared/data)")
+def test_two_workers_make_what_one_process_makes_of_real_rows(tmp_path: Path) -> None:
+    """Questions with options, answers, dialogues and instructions as they come, against real benchmarks."""
+    step = {
+        "sources": {str(SHARED / "train" / f"{n}.jsonl.gz"): {"ids": "content", "limit": 400} for n in REAL},
+        "phi": {"mode": "redact"}, "quality": {"scorer": "heuristics", "drop_share": 0.1}, "max_dropped_share": 0.9,
+        "decontaminate": {"against": [str(SHARED / "eval" / f"{n}.jsonl.gz") for n in EXAMS]},
+    }  # fmt: skip
+    recipe = {"family": "tiny", "seed": 7, "licence": "cc-by-nc-4.0", "steps": {"corpus": {"curate": step}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    first, _ = alone_and_led(tmp_path)
+    assert first["summary"]["rows_read"] == 400 * len(REAL)
+    assert first["summary"]["rows"] > 1500
