@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aloe.data import scorers, stages
+from aloe.data import phi, scorers, stages
 from aloe.data.clean import words
 from aloe.data.curate import Curate
+from aloe.data.settings import Phi
+from aloe.data.sources import Dropped, read_rows
+from aloe.data.spool import Item
 from aloe.errors import AloeError
 from aloe.generate.mock import MockEngine
 from aloe.keyed import rng
-from aloe.records import Dialogue
+from aloe.records import Dialogue, Question, Row
 from aloe.rows import read_parquet, read_records, write_jsonl
 
 MakeContext = Callable[..., Any]
@@ -237,3 +240,39 @@ def test_presets_columns_and_limits_reach_the_reader(make_context: MakeContext, 
     assert ids(ctx) == {"0", "1", "2"}
     with pytest.raises(AloeError, match="medqa"):
         Curate.model_validate({"sources": {str(tmp_path / "own.jsonl"): {"preset": "medqq"}}}).run(make_context("b"))
+
+
+def _redacted_once_and_twice(record: Row) -> None:
+    settings = Phi(mode="redact")
+    hide = stages.hider(settings)
+    assert hide is not None
+    kinds = tuple(phi.KINDS)
+    found = stages._identified(Item(record, "s", 0), kinds, (), "redact").record
+    assert found is not None
+    assert hide(found.to_dict()) == found.to_dict()
+
+
+def test_what_was_redacted_holds_nothing_more_to_redact() -> None:
+    """The ledger takes redacted rows as they are: searching them again must change nothing."""
+    said = "My name is John Miller, born 04/05/1971, call 555-201-3344 or write to jm@example.org. Dr. Jane Roe saw me."
+    question = Question(
+        id="q", source="s", licence="mit", question=f"Who is he? {said}", answer="B",
+        options={"A": "Dr. Ann Lee", "B": "Dr. Bo Yu"}, context=said, explanation=f"As {said}",
+        meta={"note": said, "deep": {"a": [said]}},
+    )  # fmt: skip
+    turns = [{"role": "user", "content": said}, {"role": "assistant", "content": f"Dear John Miller, {said}"}]
+    _redacted_once_and_twice(question)
+    _redacted_once_and_twice(Dialogue(id="d", source="s", licence="mit", messages=turns, meta={"question": said}))
+
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "train"
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the data folder beside the project (../shared/data)")
+@pytest.mark.parametrize("name", ["doctor_forum", "mts_dialog", "medical_mcq"])
+def test_real_rows_that_were_redacted_hold_nothing_more(name: str) -> None:
+    rows = read_rows(SHARED / f"{name}.jsonl.gz", source="s", ids="content", limit=400)
+    for record in rows:
+        if not isinstance(record, Dropped):
+            _redacted_once_and_twice(record)

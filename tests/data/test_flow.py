@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aloe.data import flow as flow_module
-from aloe.data.flow import Flow, Stage, StageOut, StageRecord, each
+from aloe.data.flow import Flow, Outcome, Stage, StageOut, StageRecord, rewritten
 from aloe.data.sources import Dropped
 from aloe.data.spool import Item, View
 from aloe.records import Dialogue
@@ -139,17 +140,80 @@ def test_a_row_that_vanishes_is_our_bug(tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows changed, dropped and counted by one process or by two: the same rows, ledger and counts."""
     monkeypatch.setattr(flow_module, "PARALLEL_ROWS", 10)
+    seen = []
+    for cores in (1, 2):
+        monkeypatch.setattr(flow_module, "_cores", lambda cores=cores: cores)
+        flow = Flow(tmp_path / str(cores), "key")
+        flow.step(load(5000, []))
+        flow.step(judge())
+        assert flow.view is not None
+        record = flow.records[1]
+        assert (record.rows_in, record.kept, record.dropped) == (5000, 4500, {"tenth": 500})
+        assert record.facts["noted"] == [["s", f"s:{n}"] for n in range(7, 5000, 100)]
+        seen.append(([i.record for i in flow.view], list(flow.dropped()), record.facts, record.examples))
+    assert seen[0] == seen[1]
+    assert [r.id for r in seen[0][0][:10]] == [f"S:{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11)]
+
+
+def judge() -> Stage:
+    def run(view: View, out: StageOut) -> None:
+        out.facts["noted"] = [list(found) for found in rewritten(_judged, view, out)]
+
+    return Stage("judge", None, run)
+
+
+def _judged(item: Item) -> Outcome:
+    n = int(item.record.id[2:])
+    if n % 10 == 0:
+        return Outcome(None, "tenth", f"row {n}", {"n": n})
+    return Outcome(replace(item.record, id=item.record.id.upper()), note=item.record.id if n % 100 == 7 else None)
+
+
+def test_rows_that_a_stage_only_looks_at_are_not_written_again(tmp_path: Path) -> None:
+    def run(view: View, out: StageOut) -> None:
+        out.facts["noted"] = len(list(rewritten(_judged, view, out, changes=False, content=False)))
+
     flow = Flow(tmp_path / "f", "key")
-    flow.step(load(5000, []))
+    flow.step(load(300, []))
+    record = flow.step(Stage("look", None, run))
+    assert (record.kept, record.dropped, record.facts["noted"]) == (270, {"tenth": 30}, 3)
+    assert not list(flow.folders[1].glob("rows.arrow"))
     assert flow.view is not None
-    alone = list(each(_length, flow.view, workers=1))
-    assert list(each(_length, flow.view, workers=2)) == alone
-    assert len(alone) == 5000
+    assert flow.view.id_of(0) == "s:1"
+    assert all(row["row"] == {} for row in flow.dropped() if row["stage"] == "look")
 
 
-def _length(item: Item) -> int:
-    return len(item.record.id)
+def test_every_row_may_go(tmp_path: Path) -> None:
+    flow = Flow(tmp_path / "f", "key")
+    flow.step(load(30, []))
+    flow.step(Stage("none", None, lambda view, out: out.facts.update(n=len(list(rewritten(_none, view, out))))))
+    assert flow.view is not None
+    assert len(flow.view) == 0
+
+
+def _none(item: Item) -> Outcome:
+    return Outcome(None, "gone")
+
+
+def test_rows_are_hidden_once_and_evidence_always(tmp_path: Path) -> None:
+    """After the stage that takes personal data out of the rows, searching them for it again would find nothing."""
+    asked = []
+
+    def hide(value: Any) -> Any:
+        asked.append(value)
+        return "hidden" if isinstance(value, str) else {"hidden": True}
+
+    flow = Flow(tmp_path / "f", "key", hide)
+    flow.step(load(3, []))
+    flow.step(Stage("phi", None, lambda view, out: [out.put(i) for i in view], hides=True))
+    asked.clear()
+    flow.step(drop("a", lambda n: n == 1, []))
+    last = list(flow.dropped())[-1]
+    assert (last["detail"], last["evidence"]) == ("hidden", {"hidden": True})
+    assert last["row"] == dialogue(1).to_dict()
+    assert last["row"] not in asked
 
 
 def test_records_are_plain(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aloe.data.parquet_out import ParquetRows
-from aloe.data.spool import BATCH, Item, Mapped, Spool, SpoolWriter, View
+from aloe.data.spool import BATCH, Item, Mapped, Spool, SpoolWriter, View, encoded
 from aloe.digests import digest_file
 from aloe.records import Dialogue, Question, Row
 from aloe.rows import read_parquet, write_parquet
@@ -64,6 +64,33 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, texts: list
     rows: list[Row] = [dialogue(n, t) for n, t in enumerate(t for t in texts if t.isprintable())]
     view = spooled(tmp_path_factory.mktemp("s") / "r.arrow", rows)
     assert [i.record for i in view] == rows
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2 * BATCH), st.booleans()), max_size=5), st.integers(0, 2**16))
+def test_rows_encoded_elsewhere_lie_where_their_number_says(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[int, bool]], seed: int
+) -> None:
+    """Batches of any size, among rows put one by one; then any rows in any order."""
+    rows = [dialogue(n) for n in range(sum(size for size, _ in parts))]
+    with SpoolWriter(tmp_path_factory.mktemp("s") / "r.arrow") as writer:
+        at = 0
+        for size, one_by_one in parts:
+            items = [Item(row, row.source, 0) for row in rows[at : at + size]]
+            if one_by_one:
+                for item in items:
+                    writer.put(item)
+            else:
+                writer.put_encoded(encoded(items))
+            at += size
+        assert writer.count == len(rows)
+    view = View(Spool(writer.path))
+    assert [i.record for i in view] == rows
+    if rows:
+        places = np.random.Generator(np.random.Philox(key=seed)).integers(0, len(rows), 40)
+        chosen = np.concatenate((places, np.arange(min(9, len(rows))), places[::-1]))
+        assert [i.record for i in view.only(chosen)] == [rows[n] for n in chosen]
+        assert [view.only(chosen).id_of(k) for k in range(len(chosen))] == [rows[n].id for n in chosen]
 
 
 def test_mapped_views_compute_at_each_look(tmp_path: Path) -> None:

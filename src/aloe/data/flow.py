@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from aloe.data import crew
 from aloe.data.parquet_out import ParquetRows
 from aloe.data.sources import Dropped
-from aloe.data.spool import BATCH, Item, Spool, SpoolWriter, View
+from aloe.data.spool import BATCH, Item, Spool, SpoolWriter, View, encoded
 from aloe.digests import digest_json
 from aloe.records import Dialogue, Question, Row
 
@@ -108,9 +109,16 @@ class StageOut:
 
     def put(self, item: Item) -> None:
         """Keep a row in this, its changed form. Rows are put in the order of the view."""
+        self._spool().put(item)
+
+    def put_encoded(self, batch: pa.RecordBatch) -> None:
+        """`put` for rows that another process has encoded."""
+        self._spool().put_encoded(batch)
+
+    def _spool(self) -> SpoolWriter:
         if self._writer is None:
             self._writer = SpoolWriter(self._folder / "rows.arrow")
-        self._writer.put(item)
+        return self._writer
 
     def arrange(self, places: Any) -> None:
         """Keep the rows at these places of the view, in this order."""
@@ -278,21 +286,53 @@ def _batch(folder: Path, number: int) -> Any:
     return crew.opened(folder)(number)
 
 
-def each(function: Callable[[Item], T], view: View, workers: int | None = None) -> Iterator[tuple[Item, T]]:
-    """(item, function(item)) in order, by several processes where the view is large: see `spread`."""
-    if alone(view, workers):
-        for item in view:
-            yield item, function(item)
-        return
-    results = spread(partial(_all, function), view, workers)
-    for items, found in zip(view.batches(BATCH), results, strict=True):
-        yield from zip(items, found, strict=True)
+class Outcome(NamedTuple):
+    """What a stage that looks at one row at a time makes of it: the row in its new form, or None and the reason why it
+    goes. `note` is for the stage's own counts."""
+
+    record: Row | None
+    reason: str = ""
+    detail: str = ""
+    evidence: dict[str, Any] | None = None
+    note: Any = None
+
+
+def rewritten(
+    function: Callable[[Item], Outcome], view: View, out: StageOut, *, changes: bool = True, content: bool = True
+) -> Iterator[tuple[str, Any]]:
+    """Decide on every row by itself, in several processes where the view is large (see `spread`), and put or drop it.
+
+    Rows are decoded and encoded where they are looked at: with many workers the process that leads would be what all
+    wait for. `changes=False` leaves the rows that stay as they are. `content` keeps dropped rows in the ledger.
+
+    Yields:
+        (source, note) of each row with a note, in order.
+    """
+    start = 0
+    for batch, lost, notes, size in spread(partial(_decided, function=function, changes=changes), view):
+        for place, reason, detail, evidence in lost:
+            out.drop(start + place, view[start + place], reason, detail, evidence, content=content)
+        if batch is not None:
+            out.put_encoded(batch)
+        yield from notes
+        start += size
+        if start // BATCH % 16 == 0:
+            view.spool.forget()
+
+
+def _decided(items: list[Item], function: Callable[[Item], Outcome], changes: bool) -> Any:
+    kept, lost, notes = list[Item](), [], []
+    for place, item in enumerate(items):
+        found = function(item)
+        if found.note:
+            notes.append((item.record.source, found.note))
+        if found.record is None:
+            lost.append((place, found.reason, found.detail, found.evidence))
+        elif changes:
+            kept.append(Item(found.record, item.origin, item.rank))
+    return (encoded(kept) if changes else None), lost, notes, len(items)
 
 
 def _cores() -> int:
     """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _all(function: Callable[[Item], T], items: list[Item]) -> list[T]:
-    return [function(item) for item in items]

@@ -42,6 +42,18 @@ class Item:
     rank: int
 
 
+def encoded(items: Iterable[Item]) -> pa.RecordBatch:
+    """Rows as a spool holds them."""
+    rows = []
+    for item in items:
+        r = item.record
+        text = json.dumps(vars(r), ensure_ascii=False, separators=(",", ":"))
+        rows.append((item.rank, item.origin, r.kind, r.id, r.source, text))
+    columns = zip(*rows, strict=True) if rows else ([] for _ in SCHEMA)
+    arrays = [pa.array(list(values), type=f.type) for values, f in zip(columns, SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
 class SpoolWriter:
     """Writes items to a spool file; `close` (or leaving the `with`) finishes it."""
 
@@ -49,29 +61,45 @@ class SpoolWriter:
         self.path, self.count = path, 0
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, SCHEMA)
-        self._rows: list[tuple[Any, ...]] = []
+        self._items: list[Item] = []
+        self._waiting: list[pa.RecordBatch] = []  # less than `BATCH` rows together
 
     def put(self, item: Item) -> None:
         """Append one row."""
-        r = item.record
-        text = json.dumps(vars(r), ensure_ascii=False, separators=(",", ":"))
-        self._rows.append((item.rank, item.origin, r.kind, r.id, r.source, text))
+        self._items.append(item)
         self.count += 1
-        if len(self._rows) == BATCH:
-            self._flush()
+        if len(self._items) == BATCH:
+            self._settle()
 
-    def _flush(self) -> None:
-        if self._rows:
-            columns = [
-                pa.array(list(values), type=f.type)
-                for values, f in zip(zip(*self._rows, strict=True), SCHEMA, strict=True)
-            ]
-            self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            self._rows = []
+    def put_encoded(self, batch: pa.RecordBatch) -> None:
+        """Append rows that `encoded` has made."""
+        self._settle()
+        self.count += batch.num_rows
+        if batch.num_rows:
+            self._add(batch)
+
+    def _settle(self) -> None:
+        if self._items:
+            self._add(encoded(self._items))
+            self._items = []
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        if sum(b.num_rows for b in self._waiting) < BATCH:
+            return
+        # Every batch of the file holds `BATCH` rows, so that a row's number tells where it lies.
+        (whole,) = pa.Table.from_batches(self._waiting).combine_chunks().to_batches()
+        full = whole.num_rows - whole.num_rows % BATCH
+        for start in range(0, full, BATCH):
+            self._writer.write_batch(whole.slice(start, BATCH))
+        self._waiting = [whole.slice(full)] if full < whole.num_rows else []
 
     def close(self) -> None:
         """Write what is held and end the file."""
-        self._flush()
+        self._settle()
+        if self._waiting:
+            (rest,) = pa.Table.from_batches(self._waiting).combine_chunks().to_batches()
+            self._writer.write_batch(rest)
         self._writer.close()
         self._file.close()
 

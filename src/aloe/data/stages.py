@@ -18,12 +18,12 @@ import numpy as np
 from aloe.data import dedup, diversity, mix, phi, quality, semantic, templates
 from aloe.data.clean import clean_record
 from aloe.data.curation_record import Measure, score_histogram
-from aloe.data.flow import Stage, StageOut, alone, each, shown_text, spread
+from aloe.data.flow import Outcome, Stage, StageOut, alone, rewritten, shown_text, spread
 from aloe.data.settings import Dedup, Diversity, Phi, Quality
 from aloe.data.sources import Dropped
 from aloe.data.spool import Item, Mapped, View
 from aloe.errors import AloeError
-from aloe.records import Dialogue, Question, Row
+from aloe.records import Dialogue, Question
 
 CLUSTERS_SHOWN, MEMBERS_SHOWN, TEXT_SHOWN = 10, 5, 400
 TOOK = (Question, Dialogue)
@@ -60,8 +60,9 @@ def load(inputs: Callable[[], Any], settings: Any) -> Stage:
 # ---------------------------------------------------------------------------------------------- row by row
 
 
-def _cleaned(item: Item) -> Any:
-    return clean_record(item.record)
+def _cleaned(item: Item) -> Outcome:
+    cleaned = clean_record(item.record)
+    return Outcome(cleaned.record, cleaned.reason or "", note=cleaned.changes)
 
 
 def clean() -> Stage:
@@ -69,26 +70,26 @@ def clean() -> Stage:
 
     def run(view: View, out: StageOut) -> None:
         changes: Counter[str] = Counter()
-        for place, (item, cleaned) in enumerate(each(_cleaned, view)):
-            changes.update(cleaned.changes)
-            if cleaned.record is None:
-                out.drop(place, item, cleaned.reason)
-            else:
-                out.put(replace(item, record=cleaned.record))
+        for _, found in rewritten(_cleaned, view, out):
+            changes.update(found)
         out.facts["changes"] = dict(sorted(changes.items()))
 
     return Stage("clean", {}, run)
 
 
-def _identified(item: Item, kinds: tuple[str, ...], allow: tuple[str, ...], redact: bool) -> tuple[Row, dict[str, int]]:
-    """The row, redacted where asked for, and how many identifiers of each kind it holds."""
+def _identified(item: Item, kinds: tuple[str, ...], allow: tuple[str, ...], mode: str) -> Outcome:
+    """What is to become of the row, and how many identifiers of each kind it holds."""
     found = phi.find_in_record(item.record, kinds, allow)
-    counts = Counter(f.kind for findings in found.values() for f in findings)
+    counted = Counter(f.kind for findings in found.values() for f in findings)
+    counts = dict(sorted(counted.items()))
     record = item.record
-    if redact:
+    if mode == "drop" and counts:
+        return Outcome(None, "personal_data", ", ".join(counts), {"found": counts}, counts)
+    if mode == "redact":
         record = phi.redact_record(record, found)
-        record = replace(record, meta=_hidden(record.meta, kinds, allow))
-    return record, dict(sorted(counts.items()))
+        meta = _hidden(record.meta, kinds, allow)
+        record = replace(record, meta={**meta, "redacted": counts} if counts else meta)
+    return Outcome(record, note=counts)
 
 
 def _hidden(value: Any, kinds: tuple[str, ...], allow: tuple[str, ...]) -> Any:
@@ -122,17 +123,11 @@ def personal(settings: Phi) -> Stage:
         by_kind: Counter[str] = Counter()
         by_source: dict[str, Counter[str]] = {}
         rows = 0
-        find = partial(_identified, kinds=kinds, allow=allow, redact=settings.mode == "redact")
-        for place, (item, (record, counts)) in enumerate(each(find, view)):
+        find = partial(_identified, kinds=kinds, allow=allow, mode=settings.mode)
+        for source, counts in rewritten(find, view, out, changes=settings.mode == "redact", content=False):
+            rows += 1
             by_kind.update(counts)
-            rows += bool(counts)
-            if counts:
-                by_source.setdefault(item.record.source, Counter()).update(counts)
-            if counts and settings.mode == "drop":
-                out.drop(place, item, "personal_data", ", ".join(counts), {"found": counts}, content=False)
-            elif settings.mode == "redact":
-                meta = {**record.meta, "redacted": counts} if counts else record.meta
-                out.put(replace(item, record=replace(record, meta=meta)))
+            by_source.setdefault(source, Counter()).update(counts)
         out.facts |= {
             "mode": settings.mode, "rows_with": rows, "by_kind": dict(sorted(by_kind.items())),
             "by_source": {s: dict(sorted(c.items())) for s, c in sorted(by_source.items())},
@@ -325,8 +320,8 @@ def diverse(settings: Diversity, encoder: Callable[[str], Any], scores: Callable
 # ---------------------------------------------------------------------------------------------- form and mix
 
 
-def _rendered(item: Item, seed: int, explained_share: float) -> Row:
-    return templates.render(item.record, seed, explained_share)
+def _rendered(item: Item, seed: int, explained_share: float) -> Outcome:
+    return Outcome(templates.render(item.record, seed, explained_share))
 
 
 def template(seed: int, explained_share: float) -> Stage:
@@ -334,8 +329,7 @@ def template(seed: int, explained_share: float) -> Stage:
 
     def run(view: View, out: StageOut) -> None:
         render = partial(_rendered, seed=seed, explained_share=explained_share)
-        for item, record in each(render, view):
-            out.put(replace(item, record=record))
+        list(rewritten(render, view, out))
 
     return Stage("template", [seed, explained_share], run)
 
