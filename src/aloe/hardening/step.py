@@ -113,6 +113,7 @@ class RedTeamLoop(Step):
         benign = look_alikes(ctx, self.validation, self.split_by)
         counterweights = self._counterweights(ctx, benign)
         accuracy = self.rails.accuracy
+        panel.try_out(ctx)
         held = HeldOut(
             attacks=in_styles(sides.validation, self.validation.styles),
             benign=benign,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from aloe.contract import Context
 from aloe.generate.engine import Engine, Reply
 from aloe.records import AttackPrompt
-from aloe.safety.judges import open_judges
+from aloe.safety.judges import open_judges, try_out
 from aloe.safety.red_team_ask import Docket, refuse_lost, reopened
 from aloe.safety.red_team_items import Said, decide, deciders
 from aloe.safety.requests import ask
@@ -37,6 +37,10 @@ class Panel:
     def open(self, ctx: Context) -> list[Any]:
         """The judges. No model is loaded before it judges, and names are checked at once."""
         return open_judges(reopened(ctx), self.judges, self.guard, self.guard_format)
+
+    def try_out(self, ctx: Context) -> None:
+        """`judges.try_out`, of these."""
+        try_out(self.open(ctx))
 
     def identities(self, ctx: Context) -> list[dict[str, Any]]:
         """What a record says of the judges."""

@@ -85,3 +85,14 @@ def _open(name: str, open_engine: Callable[[str], Engine], guard: str | None, gu
     from aloe.safety.guards import GuardJudge
 
     return GuardJudge(lambda: open_engine(str(guard)), str(guard_format))
+
+
+def try_out(judges: Sequence[Judge]) -> None:
+    """Ask guard models about two short replies, before hours of attacks whose replies they are to judge.
+
+    Raises:
+        AloeError: a guard can't be reached or read.
+    """
+    for judge in judges:
+        if hasattr(judge, "try_out"):
+            judge.try_out()

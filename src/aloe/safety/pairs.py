@@ -99,6 +99,7 @@ class RedTeamPairs(Step):
         chosen = {p.id for p in base}
         over = [Dropped(p.id, "limit", "over_limit", p.request) for p in found if p.id not in chosen]
         ctx.ledger("limit", rows_in=len(found), kept=len(base), dropped=_count(over))
+        self.panel.try_out(ctx)
         return self.build(ctx, variants(base, self.styles), look_alikes, over, judges)
 
     def build(

@@ -22,7 +22,7 @@ from aloe.rows import write_records
 from aloe.safety.attacks import TEST_STYLES, styles_digest
 from aloe.safety.budget import Budget
 from aloe.safety.calibration import Calibration, load, packaged
-from aloe.safety.judges import open_judges
+from aloe.safety.judges import open_judges, try_out
 from aloe.safety.judging import Judge
 from aloe.safety.red_team_ask import Docket, Heard, hear, reopened
 from aloe.safety.red_team_items import deciders
@@ -98,6 +98,7 @@ class RedTeam(Step):
         calibration = self._calibration(ctx)
         seen = held_out(ctx)
         plan = make_plan(self, ctx)
+        try_out(judges)
         attacker = self.escalation.attacker if self.escalation else None
         turns = self.escalation.turns if self.escalation else 0
         heard = [hear(ctx, plan, model, turns, attacker) for model in self.models]
