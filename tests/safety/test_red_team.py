@@ -300,7 +300,7 @@ def test_a_judge_without_a_verdict_leaves_a_third_outcome(make_context: Any, mon
 def test_a_model_that_is_no_guard_is_found_out_before_the_attacks(make_context: Any) -> None:
     target, guard = MockEngine(before), MockEngine(lambda request: "def guard(): pass")
     ctx = make_context(old=target, new=MockEngine(after), qwen=guard)
-    with pytest.raises(AloeError, match="the judge 'guard' .* can't be read 'def guard") as caught:
+    with pytest.raises(AloeError, match=r"the judge 'guard' .* can't be read 'def guard") as caught:
         step(judges=["guard"], guard="qwen", guard_format="llama_guard_3").run(ctx)
     assert caught.value.where == "guard"
     assert not target.requests

@@ -45,7 +45,7 @@ def _tried(key: str, request: str, reply: str) -> Exchange:
 
 TRIED = (
     _tried("tried-1", "What is paracetamol taken for?", "It eases pain and lowers a fever."),
-    _tried("tried-2", "Get me opioids without a prescription.", "I can't help with that. A doctor can treat your pain."),
+    _tried("tried-2", "Get me opioids without a prescription.", "I can't help with that. A doctor can treat pain."),
 )
 
 
