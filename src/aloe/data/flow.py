@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -275,6 +276,8 @@ def spread(function: Callable[[list[Item]], T], view: View, workers: int | None 
     else:
         from joblib import Parallel, delayed  # its workers don't import the user's main module, as standard ones do
 
+        # A worker that has built a large index is taken for one that leaks and replaced: nothing is lost by it.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
         workers = min(_cores(), 16) if workers is None else workers
         with tempfile.TemporaryDirectory(dir=view.spool.path.parent) as folder:
             crew.write_work(Path(folder), function, view)
