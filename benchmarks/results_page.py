@@ -227,7 +227,7 @@ def curation_scale(data: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{name}: {run['rows_read']:,} rows in {run['seconds']:.0f} s ({run['rows_per_second']:.0f} rows/s), "
-            f"{run['peak_bytes'] / 1e9:.2f} GB at peak, {run['rows']:,} kept.",
+            f"{run['peak_bytes'] / 1e9:.2f} GB at peak{with_workers(run)}, {run['rows']:,} kept.",
             "",
             "| stage | seconds | rows in | kept |",
             "|---|---:|---:|---:|",
@@ -237,6 +237,12 @@ def curation_scale(data: dict[str, Any]) -> list[str]:
             ),
         ]
     return lines
+
+
+def with_workers(run: dict[str, Any]) -> str:
+    """The memory of a curation's processes together, where it was looked at."""
+    own = run.get("all_own_bytes")
+    return "" if own is None else f" in the largest process, {own / 1e9:.2f} GB in all without pages of mapped files"
 
 
 def speed(value: float) -> str:

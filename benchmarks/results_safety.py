@@ -206,7 +206,46 @@ def red_team(data: Found) -> list[str]:
     return lines
 
 
+def loop_line(loop: Found) -> str:
+    """The rounds of a `red_team_loop`, and why it stopped."""
+    moved, over = (loop["against_start"][name] for name in ("attack_success", "over_refusal"))
+    attacks, refusals = (" → ".join(f"{v:.3f}" for v in loop[name]) for name in ("attack_success", "over_refusal"))
+    told = "no difference shown" if moved["low"] <= 0 <= moved["high"] else "a difference"
+    return (
+        f"held-out attack success {attacks} over {loop['rounds']} rounds, over-refusal {refusals}. It stopped because "
+        f"{loop['why']}, and kept round {loop['kept']}: attack success {moved['difference']:+.3f} "
+        f"[{moved['low']:+.3f}, {moved['high']:+.3f}] (n {moved['n']}; {told}), over-refusal {over['difference']:+.3f} "
+        f"[{over['low']:+.3f}, {over['high']:+.3f}] (n {over['n']})."
+    )
+
+
+def red_team_models(data: Found) -> list[str]:
+    """What became of requests, replies and verdicts where every part of a red team is a model."""
+    a, loop = data["attacked"], data["loop"]
+    lost = ", ".join(f"{n} {reason}" for by in a["not_made"].values() for reason, n in by.items()) or "none"
+    unjudged = ", ".join(f"{n} {reason}" for reason, n in a["unjudged_reasons"].items()) or "none"
+    escalated = a["escalation"]["attack_success"]
+    guard = a["guard"]["attack_success"]
+    return [
+        "## Red team: translator, attacker, guard and loop on real models",
+        "",
+        f"Machine: {place(data['machine'])}. Command: `python benchmarks/red_team_models.py {data['large']} "
+        f"{data['small']}`. Target {data['target']}. The models aren't made for these parts and the sets are small: it "
+        "shows third outcomes, and no rate is a finding.",
+        "",
+        f"- Translations into Zulu that couldn't be used, told and left out: {lost}; attacks by style "
+        + ", ".join(f"{style} {n}" for style, n in a["styles"].items())
+        + ".",
+        f"- Attack success {rate(a['attack_success'])}; without a verdict: {unjudged}. The stand-in guard alone: "
+        f"{rate(guard)}.",
+        f"- Escalation over {len(a['escalation']['by_turn'])} turns: {rate(escalated)}, "
+        f"{escalated['unknown']} unknown.",
+        f"- Loop: {loop_line(loop)}",
+    ]
+
+
 RENDERERS = {
+    "red_team_models": red_team_models,
     "safety_loop": safety_loop, "judge_calibration": judge_calibration, "judge_classifier": judge_classifier,
     "scenario_checker": scenario_checker, "red_team": red_team,
 }  # fmt: skip
