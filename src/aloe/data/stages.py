@@ -272,12 +272,13 @@ def scored(settings: Quality, scorer: quality.Scorer) -> Stage:
             none, low = quality.bottom([scores[n] for n in places], [ids[n] for n in places], settings.drop_share)
             unscored |= {places[k] for k in none}
             lowest |= {places[k] for k in low}
-        for n in sorted(unscored | lowest):
+        gone = unscored | lowest
+        for n in sorted(gone):
             if n in unscored:
                 out.drop(n, view[n], "unscored", whys.get(n, "not a number"))
             else:
                 out.drop(n, view[n], "low_quality", "", {"score": round(float(scores[n] or 0.0), 6)})
-        kept = [s for n, s in enumerate(scores) if s is not None and n not in lowest and n not in unscored]
+        kept = [s for n, s in enumerate(scores) if s is not None and n not in gone]
         by_source: dict[str, list[float]] = {}
         for source, score in zip(sources, scores, strict=True):
             if score is not None:
@@ -292,7 +293,7 @@ def scored(settings: Quality, scorer: quality.Scorer) -> Stage:
                 s: {"mean": round(float(np.mean(v)), 4), "median": round(float(np.median(v)), 4)}
                 for s, v in sorted(by_source.items())
             },
-            "scores": [None if s is None else round(s, 6) for n, s in enumerate(scores) if n not in unscored | lowest],
+            "scores": [None if s is None else round(s, 6) for n, s in enumerate(scores) if n not in gone],
         }  # fmt: skip
 
     return Stage("quality", {**settings.model_dump(), "scorer_digest": scorer.digest}, run)
