@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from aloe.terminal import console
 
 EVERY = 10.0  # seconds between plain lines
+TOLD_FROM = 0.01  # share of the work from which the time left is told: before, it is that of loading and compiling
+BYTES = "B"  # the unit whose counts are shown as MB
 
 
 class Progress(Protocol):
@@ -36,11 +38,16 @@ class _Plain:
         now = time.monotonic()
         if now - self.last >= EVERY:
             self.last = now
-            spent = now - self.start
-            left = spent / max(self.done, 1) * max(self.total - self.done, 0)
-            self.console.line(
-                f"  {self.label}  {self.done}/{self.total} {self.unit}  {_figures(self.latest)}  ETA {left:.0f} s"
-            )
+            parts = [f"  {self.label}", self._amount(), _figures(self.latest)]
+            if self.done >= max(TOLD_FROM * self.total, 1):
+                left = (now - self.start) / self.done * max(self.total - self.done, 0)
+                parts.append(f"ETA {left:.0f} s")
+            self.console.line("  ".join(part for part in parts if part.strip()))
+
+    def _amount(self) -> str:
+        if self.unit == BYTES:
+            return f"{self.done / 1e6:.0f}/{self.total / 1e6:.0f} MB"
+        return f"{self.done}/{self.total} {self.unit}"
 
 
 class _Bar:
@@ -71,14 +78,20 @@ class Console:
         if self.quiet or not self.rich.is_terminal:
             yield _Plain(self, label, total, unit)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+            *((DownloadColumn(),) if unit == BYTES else (MofNCompleteColumn(), TextColumn(unit))),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
