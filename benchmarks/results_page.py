@@ -82,6 +82,23 @@ def demo(data: dict[str, Any]) -> list[str]:
     return [*lines, markdown_table(data["scores"])]
 
 
+def tutorial(data: dict[str, Any]) -> list[str]:
+    """Times, gates and scores of the tutorial's run."""
+    lines = [
+        "## Tutorial: `recipes/tutorial/clinic.yaml`",
+        "",
+        f"Machine: {place(data['machine'])}, one core. Command: `python benchmarks/tutorial.py`. All steps: "
+        f"{data['ours']:,.0f} s, {data['peak_bytes'] / 1e9:.1f} GB at peak. The gate stopped the release (exit code "
+        f"{data['gate_exit_code']}); `aloe verify` of the one made without it ended with {data['verify_exit_code']}.",
+        "",
+        "| step | verb | seconds | peak memory |",
+        "|---|---|---:|---:|",
+    ]
+    for name, step in sorted(data["steps"].items(), key=lambda item: -item[1]["seconds"]):
+        lines.append(f"| {name} | {step['verb']} | {step['seconds']:.1f} | {step['peak_bytes'] / 1e9:.2f} GB |")
+    return [*lines, "", markdown_table(data["scores"])]
+
+
 def rates(data: dict[str, Any], prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
     """Every {value, low, high, n} inside a result, by dotted name."""
     found: list[tuple[str, dict[str, Any]]] = []
@@ -392,6 +409,7 @@ RENDERERS = results_evaluation.RENDERERS | results_safety.RENDERERS | results_re
     **results_supply.RENDERERS, "demo": demo, "dedup": dedup, "decontaminate": decontaminate, "phi": phi,
     "quality": quality, "curation_scale": curation_scale, "sft": training, "dpo": training,
     "stochastic_rounding": stochastic, "merge": merge, "study": results_study.study, "plan_accuracy": results_plan.plan,
+    "tutorial": tutorial,
 }  # fmt: skip
 
 
