@@ -244,7 +244,8 @@ def curation_scale(data: dict[str, Any]) -> list[str]:
         lines += [
             "",
             f"{name}: {run['rows_read']:,} rows in {run['seconds']:.0f} s ({run['rows_per_second']:.0f} rows/s), "
-            f"{run['peak_bytes'] / 1e9:.2f} GB at peak{with_workers(run)}, {run['rows']:,} kept.",
+            f"{run['peak_bytes'] / 1e9:.2f} GB at peak{with_workers(run)}, {run['rows']:,} kept."
+            + (f" Beside it ran: {run['beside']}." if "beside" in run else ""),
             "",
             "| stage | seconds | rows in | kept |",
             "|---|---:|---:|---:|",
